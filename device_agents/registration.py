@@ -1,0 +1,184 @@
+"""A device server's standing with the tracker, without ever blocking its loop.
+
+The tracker may go away for any length of time, freeze or come back empty: the registration connects
+again and again, and offers the device again.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import select
+import socket
+import time
+from collections import deque
+
+from device_agents.tracker_wire import (
+    PENDING_MATCHKEYS,
+    PUT,
+    SUCCESS,
+    TRACKER_MAGIC,
+    UPDATE_INFO,
+    pack_frame,
+    pack_int,
+    take_frame,
+    unpack_int,
+)
+
+_RETRY_S = 0.5
+_SILENCE_S = 5.0
+_POLL_PENDING_S = 1.0
+_UNUSED_S = 4.0
+
+
+class Registration:
+    """One connection to the tracker, kept up. Times are ``time.monotonic`` seconds.
+
+    The owner polls ``fileno`` for ``events``, calls ``handle`` when one comes and ``tick`` now and
+    then. It calls ``offer`` when the device is free and ``take`` when a client has come.
+    """
+
+    def __init__(self, tracker: tuple[str, int], key: str, port: int) -> None:
+        self._tracker, self._key, self._port = tracker, key, port
+        self._sock: socket.socket | None = None
+        self._state = "down"  # down -> connecting -> greeting -> up
+        self._retry_at = 0.0
+        self._input = bytearray()
+        self._expected: deque[tuple[str, float]] = deque()  # answers to come, and since when
+        self._free = False
+        self._polled_at = 0.0
+        self._taken_at: float | None = None
+        self.matchkey: str | None = None
+        """What a client must present now; None while the device is not on offer."""
+
+    def fileno(self) -> int | None:
+        """The descriptor to poll; None while there is no connection."""
+        return self._sock.fileno() if self._sock else None
+
+    def events(self) -> int:
+        """What to poll the descriptor for."""
+        return select.POLLOUT if self._state == "connecting" else select.POLLIN
+
+    def offer(self) -> None:
+        """The device is free: offer it to one client."""
+        self._free = True
+        self._put_if_due()
+
+    def take(self) -> None:
+        """A client has come: the offer is used up."""
+        self._free, self.matchkey, self._taken_at = False, None, None
+
+    def close(self) -> None:
+        """Close the connection in a forked child, which has no part in it."""
+        if self._sock:
+            self._sock.close()
+
+    def tick(self) -> None:
+        """Connect when down, give up a silent tracker, renew an offer that nobody used."""
+        now = time.monotonic()
+        if self._state == "down":
+            if now >= self._retry_at:
+                self._connect(now)
+            return
+        if self._expected and now - self._expected[0][1] > _SILENCE_S:
+            self._drop(now)
+        elif self._state == "up" and self.matchkey and not self._expected:
+            if self._taken_at is not None and now - self._taken_at > _UNUSED_S:
+                self.matchkey, self._taken_at = None, None  # handed out, and nobody came
+                self._put_if_due()
+            elif now - self._polled_at >= _POLL_PENDING_S:
+                self._polled_at = now
+                self._send("pending", pack_frame([PENDING_MATCHKEYS]))
+
+    def handle(self) -> None:
+        """The descriptor is ready."""
+        now = time.monotonic()
+        if self._sock is None:
+            return
+        if self._state == "connecting":
+            if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._drop(now)
+                return
+            self._state = "greeting"
+            self._expected.clear()
+            self._send("magic", pack_int(TRACKER_MAGIC))
+            return
+        try:
+            data = self._sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(now)
+            return
+        self._input += data
+        try:
+            self._consume()
+        except (ValueError, LookupError):
+            self._drop(now)  # not a tracker, or not one that speaks this protocol
+
+    def _consume(self) -> None:
+        if self._state == "greeting":
+            if len(self._input) < 4:
+                return
+            if unpack_int(self._input) != TRACKER_MAGIC:
+                raise ValueError("not a tracker")
+            del self._input[:4]
+            self._expected.popleft()
+            self._state = "up"
+            info = {"key": f"server:{self._key}", "addr": [None, self._port]}
+            self._send("info", pack_frame([UPDATE_INFO, info]))
+            self._put_if_due()
+        while (answer := take_frame(self._input)) is not None:
+            kind, _ = self._expected.popleft()
+            if kind == "pending":
+                waiting = isinstance(answer, list) and self.matchkey in answer
+                if waiting or self.matchkey is None:
+                    self._taken_at = None
+                elif self._taken_at is None:
+                    self._taken_at = time.monotonic()
+            elif answer != SUCCESS:
+                raise ValueError(f"the tracker refused {kind}: {answer}")
+
+    def _put_if_due(self) -> None:
+        if self._state == "up" and self._free and self.matchkey is None:
+            self.matchkey = f"{self._key}:{secrets.token_hex(8)}"
+            self._taken_at, self._polled_at = None, time.monotonic()
+            self._send("put", pack_frame([PUT, self._key, [self._port, self.matchkey], None]))
+
+    def _connect(self, now: float) -> None:
+        self._retry_at = now + _RETRY_S
+        try:
+            address = socket.getaddrinfo(*self._tracker, type=socket.SOCK_STREAM)[0]
+            self._sock = socket.socket(address[0], socket.SOCK_STREAM)
+            self._sock.setblocking(False)
+            code = self._sock.connect_ex(address[4])
+        except OSError:
+            code = errno.ECONNREFUSED
+        if code not in (0, errno.EINPROGRESS):
+            self._drop(now)
+            return
+        self._state = "connecting"
+        self._expected.append(("connection", now))
+
+    def _send(self, kind: str, data: bytes) -> None:
+        """Send a small frame; a tracker whose buffer is full of unread frames counts as gone."""
+        if self._sock is None:
+            return
+        now = time.monotonic()
+        self._expected.append((kind, now))
+        try:
+            if self._sock.send(data) == len(data):
+                return
+        except OSError:
+            pass
+        self._drop(now)
+
+    def _drop(self, now: float) -> None:
+        if self._sock:
+            self._sock.close()
+        self._sock, self._state, self._retry_at = None, "down", now + _RETRY_S
+        self._input.clear()
+        self._expected.clear()
+        self.matchkey, self._taken_at = None, None

@@ -1,0 +1,402 @@
+"""The ``cprune`` command.
+
+Nothing heavy is imported before a command needs it, so that ``cprune --help`` answers at once.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.doctor import Check
+    from schemas.config import RunConfig
+    from schemas.record import RunRecord
+
+app = typer.Typer(
+    name="cprune",
+    help="Find the fastest network for a device that still meets an accuracy floor.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("cprune")
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        typer.echo(f"cprune {version}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def plan(config_path: ConfigPath, settings: Settings = None) -> None:
+    """Say what a run would do and roughly how long it takes; write nothing."""
+    from orchestrator import plan as planning
+
+    config = _load(config_path, settings)
+    made = planning.make_plan(config)
+    folder = planning.run_folder(config)
+    typer.echo(f"{config.run}: {config.model.name} on {config.data.name}, seed {config.seed}")
+    typer.echo(f"run folder: {folder}" + (" (exists: would go on)" if folder.exists() else ""))
+    typer.echo(f"accuracy floor: {_floor(config)}\n")
+    _table(
+        ["phase", "what", "roughly"],
+        [[phase.name, phase.what, planning.in_words(phase.seconds)] for phase in made.phases],
+    )
+    typer.echo(f"in all, roughly: {planning.in_words(made.seconds)}\n")
+    _checks(made.checks)
+    if not made.fit:
+        typer.echo("cprune: put right what is marked fail, then plan again.", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"\nnext: cprune run {config_path}")
+
+
+@app.command()
+def run(config_path: ConfigPath, settings: Settings = None) -> None:
+    """Run, or go on with a run that was interrupted."""
+    from orchestrator import plan as planning
+
+    config = _load(config_path, settings)
+    for check in (*planning.file_checks(config), *planning.machine_checks(config)):
+        if check.level == "fail":
+            _fail(f"{check.name}: {check.found}; {check.cure}.", 1)
+    folder = planning.run_folder(config)
+    typer.echo(f"{config.run}: results go to {_relative(folder)}")
+    from orchestrator import driver
+
+    try:
+        record: RunRecord = driver.run(config, folder)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; 'cprune run {config_path}' goes on where it was.", 130)
+    page = _write_report(record, folder)
+    _results(record)
+    _next_commands(record, config_path, folder, page)
+    raise typer.Exit({"done": 0, "failed": 1}.get(record.state, 130))
+
+
+@app.command()
+def status(run_dir: RunFolder) -> None:
+    """Say how far a run is."""
+    from orchestrator.run_folder import is_locked
+
+    record = _read(run_dir)
+    seconds = f"{record.wall_s:.0f} s, started {record.started}x"
+    state: str = record.state
+    if state == "running" and not is_locked(run_dir):
+        state = "interrupted; the same 'cprune run' goes on"
+    typer.echo(f"{record.config.run}: {state} ({seconds})")
+    if record.error:
+        typer.echo(f"error: {record.error}")
+    rows = []
+    for target in record.targets:
+        accepted = sum(step.accepted for step in target.steps)
+        current = target.final or target.current
+        rows.append(
+            [
+                target.target,
+                target.state,
+                f"{accepted} of {len(target.steps)}",
+                f"{current.val_accuracy:.2%}" if current else "",
+                f"{target.accuracy_floor:.2%}" if target.accuracy_floor is not None else "",
+                target.stopped_by,
+            ]
+        )
+    _table(["target", "state", "steps accepted", "accuracy", "floor", "stopped by"], rows)
+    typer.echo(f"{len(record.work)} units of work finished")
+    for event in record.events[-5:]:
+        typer.echo(f"  {event.sequence:>4}  {event.target}  {event.state}  {event.message}")
+    raise typer.Exit(1 if record.state == "failed" else 0)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_DIR]", help="Folder of a run.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, and write nothing.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the summary's JSON schema.")
+    ] = False,
+) -> None:
+    """Write the report page and summary.json of a run, or print the summary."""
+    if schema:
+        from orchestrator.summary import summary_schema
+
+        typer.echo(json.dumps(summary_schema(), indent=2))
+        return
+    if run_dir is None:
+        _fail("name the run folder, for example: cprune report runs/quickstart.", 2)
+    record = _read(run_dir)
+    if as_json:
+        from orchestrator.report import summary_text
+        from orchestrator.summary import summarise
+
+        typer.echo(summary_text(summarise(record)), nl=False)
+        return
+    page = _write_report(record, run_dir)
+    _results(record)
+    typer.echo(f"report: {_relative(page)}")
+
+
+@app.command()
+def export(
+    run_dir: RunFolder,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A new or empty folder.")],
+) -> None:
+    """Copy a finished run's artefacts, summary and report to another folder."""
+    from orchestrator.export import copy_artefacts
+
+    record = _read(run_dir)
+    copied = copy_artefacts(record, run_dir, dest)
+    typer.echo(f"{len(copied)} files in {dest}:")
+    for path in copied:
+        typer.echo(f"  {path}")
+    typer.echo(f'\nin Python: orchestrator.load_pruned("{dest}")')
+
+
+@app.command()
+def doctor() -> None:
+    """Check whether this machine can run cprune, and say what to do where it cannot."""
+    from orchestrator.doctor import examine
+
+    checks = list(examine())
+    _checks(checks)
+    if any(check.level == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+# --------------------------------------------------------------------------------- helpers
+
+
+def _load(path: Path, settings: Sequence[str] | None) -> RunConfig:
+    """The configuration; modules beside it become importable, in Ray's workers too."""
+    from orchestrator.configuration import load_config
+
+    config = load_config(path, settings or ())
+    folders = [str(path.resolve().parent), os.getcwd()]
+    for folder in folders:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    known = [*folders, *(item for item in inherited if item)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(known))
+    return config
+
+
+def _read(run_dir: Path) -> RunRecord:
+    if not run_dir.is_dir():
+        _fail(f"{run_dir}: there is no such run folder; 'cprune run CONFIG' makes one.", 2)
+    from orchestrator.store.reader import read_run
+
+    try:
+        record: RunRecord = read_run(run_dir)
+    except FileNotFoundError as error:
+        _fail(f"{error}; name the folder of a run, or begin one with 'cprune run CONFIG'.", 2)
+    return record
+
+
+def _write_report(record: RunRecord, folder: Path) -> Path:
+    from orchestrator.report import write_report
+
+    return write_report(record, folder)
+
+
+def _results(record: RunRecord) -> None:
+    """The compact table of what came out."""
+    from orchestrator.summary import summarise
+
+    summary = summarise(record)
+    rows = []
+    for target in summary.targets:
+        for name, network in (
+            ("dense", target.baseline),
+            ("uniform", target.uniform),
+            ("pruned", target.final),
+        ):
+            if network is None:
+                continue
+            speedup = f"{target.speedup:.2f}x" if name == "pruned" and target.speedup else ""
+            test = "" if network.test_accuracy is None else f"{network.test_accuracy:.2%}"
+            rows.append(
+                [
+                    target.target,
+                    name,
+                    f"{network.latency_ms:#.3g}",
+                    speedup,
+                    f"{network.val_accuracy:.2%}",
+                    test,
+                    f"{network.macs / 1e6:.2f}",
+                    f"{network.params / 1e3:.1f}",
+                ]
+            )
+    typer.echo(f"{summary.run}: {summary.state} after {summary.wall_s:.0f} s")
+    if summary.error:
+        typer.echo(f"error: {summary.error}")
+    for target in summary.targets:
+        if target.simulated:
+            typer.echo(f"{target.target}: SIMULATED, latencies were answered from a recording")
+        steps = sum(step.accepted for step in target.steps)
+        floor = f", floor {target.accuracy_floor:.2%}" if target.accuracy_floor is not None else ""
+        typer.echo(f"{target.target}: {steps} steps of {len(target.steps)} decided{floor}")
+    if rows:
+        _table(
+            ["target", "network", "ms", "speed-up", "validation", "test", "M MACs", "k params"],
+            rows,
+        )
+
+
+def _next_commands(record: RunRecord, config_path: Path, folder: Path, page: Path) -> None:
+    where = _relative(folder)
+    typer.echo(f"report: {_relative(page)}")
+    if record.state == "done":
+        typer.echo(f"next: cprune report {where} --json    cprune export {where} DEST")
+    elif record.state == "failed":
+        typer.echo(f"next: cprune status {where}    cprune doctor", err=True)
+    else:
+        typer.echo(f"next: cprune run {config_path} (goes on)    cprune status {where}")
+
+
+def _floor(config: RunConfig) -> str:
+    if config.prune.accuracy_floor is not None:
+        return f"{config.prune.accuracy_floor:.2%} of the validation images"
+    return f"at most {config.prune.max_accuracy_drop or 0.0:.2%} below the dense network"
+
+
+def _relative(path: Path) -> str:
+    """The path from the current folder where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _checks(checks: Sequence[Check]) -> None:
+    _table(
+        ["", "check", "found"],
+        [
+            [check.level, check.name, check.found + (f" -> {check.cure}" if check.cure else "")]
+            for check in checks
+        ],
+    )
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.plan import terminal_width
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else terminal_width(), highlight=False)
+    console.print(table)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Print one line to standard error and leave with ``code``; never returns."""
+    typer.echo(f"cprune: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves by ``SystemExit`` with the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=given, prog_name="cprune")
+    except KeyboardInterrupt:
+        typer.echo("cprune: interrupted.", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print what went wrong, a line for each problem; the exit code."""
+    from orchestrator.configuration import CommandError, ConfigurationError
+    from orchestrator.run_folder import RunLocked
+    from orchestrator.store.base import LedgerError
+    from orchestrator.store.config_guard import ConfigChanged
+    from workers.errors import UserError
+
+    if isinstance(error, ConfigurationError):
+        for problem in error.problems:
+            typer.echo(f"cprune: {problem}", err=True)
+        return error.exit_code
+    if isinstance(error, CommandError):
+        typer.echo(f"cprune: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, UserError | ConfigChanged):
+        typer.echo(f"cprune: {error}", err=True)
+        return 2
+    if isinstance(error, RunLocked | LedgerError):
+        typer.echo(f"cprune: {error}", err=True)
+        return 1
+    if isinstance(error, OSError):
+        import errno
+
+        if error.errno == errno.ENOSPC:
+            message = "the disk is full; free some space and give the same command again."
+        else:
+            name = f" ({error.filename})" if error.filename else ""
+            message = f"{error.strerror or error}{name}."
+        typer.echo(f"cprune: {message}", err=True)
+        return 1
+    text = " ".join(str(error).split()) or "no message"
+    typer.echo(
+        f"cprune: unexpected {type(error).__name__}: {text} (cprune --debug ... shows where)",
+        err=True,
+    )
+    return 1

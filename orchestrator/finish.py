@@ -1,0 +1,124 @@
+"""The steps after the search: long training, long tuning of both networks alike, export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.policies.gates import meets_floor
+from orchestrator.reading import get, programs_of
+from orchestrator.states import Done, Exporting, FinishTraining, FinishTuning
+from orchestrator.transition import Clock, Transition
+from schemas.config import RunConfig
+from schemas.network import Trained
+from schemas.work import Exported, ExportWork, FineTuned, FineTuneWork, Outcome, Tuned, TuneWork
+
+Outcomes = Mapping[str, Outcome]
+
+
+def training(state: FinishTraining, config: RunConfig) -> tuple[FineTuneWork, ...]:
+    """The long training; none when the dense network itself is the result."""
+    if not state.search.accepted or not config.fine_tune.long_epochs:
+        return ()
+    return (
+        FineTuneWork(
+            parent=state.search.current,
+            structure=state.search.current.structure,
+            epochs=config.fine_tune.long_epochs,
+            learning_rate=config.fine_tune.long_learning_rate,
+        ),
+    )
+
+
+def tuning(state: FinishTuning, config: RunConfig) -> tuple[TuneWork, ...]:
+    """First the final network's tuning; then, knowing its trials, that of what it is held to."""
+    total = config.tune.final_trials_per_task
+    if state.baseline_trials is None:
+        return (TuneWork(target=state.target, network=state.final, trials_per_task=total),)
+    baseline = TuneWork(
+        target=state.target,
+        network=state.search.dense,
+        trials_per_task=total,
+        trials=state.baseline_trials,
+    )
+    if state.search.uniform is None:
+        return (baseline,)
+    uniform = TuneWork(
+        target=state.target,
+        network=None,
+        fraction=config.compare_uniform,
+        trials_per_task=total,
+        trials=state.baseline_trials,
+    )
+    return (baseline, uniform)
+
+
+def export(state: Exporting, config: RunConfig) -> ExportWork:
+    """The hand-over."""
+    return ExportWork(
+        target=state.target,
+        dense=state.search.dense,
+        final=state.final,
+        uniform=state.search.uniform,
+        fraction=config.compare_uniform,
+    )
+
+
+def trained(
+    state: FinishTraining, outcomes: Outcomes, config: RunConfig, clock: Clock
+) -> Transition:
+    """Take the long-trained weights, if they meet the floor as the accepted ones do."""
+    final, message = state.search.current, "no long training: the network stays as it is"
+    for work in training(state, config):
+        network = get(outcomes, work.key, FineTuned).network
+        final, message = _keep(network, state.search.current, state.search.floor)
+    following = FinishTuning(target=state.target, search=state.search, final=final)
+    return Transition(next_state=following, message=message)
+
+
+def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
+    """From the final network's tuning to its baseline's, and on to the export."""
+    works = tuning(state, config)
+    programs = programs_of(outcomes, works[0].key)
+    told = f"{programs.measured_programs} programs measured, {programs.sum_ms:.4g} ms in all"
+    if state.baseline_trials is not None:
+        following = Exporting(target=state.target, search=state.search, final=state.final)
+        return Transition(next_state=following, message=f"baseline: {told}")
+    trials = baseline_trials(programs, config.tune.final_trials_per_task)
+    again = state.model_copy(update={"baseline_trials": trials})
+    return Transition(next_state=again, message=f"final network: {told}")
+
+
+def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
+    """Everything is handed over."""
+    found = get(outcomes, export(state, config).key, Exported)
+    ratios = sorted(found.speedup_ratios)
+    speedup = f"{ratios[len(ratios) // 2]:.2f}x faster than the dense network, " if ratios else ""
+    message = (
+        f"{speedup}{found.dense.latency.latency_ms:.4g} ms -> "
+        f"{found.final.latency.latency_ms:.4g} ms, test accuracy "
+        f"{found.dense.test_accuracy:.4f} -> {found.final.test_accuracy:.4f}"
+    )
+    following = Done(target=state.target, search=state.search, final=state.final)
+    return Transition(next_state=following, message=message)
+
+
+def baseline_trials(final: Tuned, total: int) -> dict[str, int]:
+    """Torch module -> trials its dense task needs beyond ``total`` to match the final network's."""
+    trials: dict[str, int] = {}
+    for subgraph in final.table.subgraphs:
+        if subgraph.module is None:
+            continue
+        received = final.latency(subgraph.task_id).lineage_trials
+        if received > max(total, trials.get(subgraph.module, 0)):
+            trials[subgraph.module] = received
+    return dict(sorted(trials.items()))
+
+
+def _keep(network: Trained, accepted: Trained, floor: float) -> tuple[Trained, str]:
+    reached = f"validation accuracy {network.val_accuracy:.4f} after the long training"
+    if meets_floor(network.val_accuracy, floor):
+        return network, reached
+    return accepted, (
+        f"{reached}, below the floor of {floor:.4f}: the weights of the last accepted step "
+        f"({accepted.val_accuracy:.4f}) are kept"
+    )

@@ -1,0 +1,1 @@
+"""Policies: they look at data, return a decision, and touch nothing."""

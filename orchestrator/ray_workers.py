@@ -1,0 +1,216 @@
+"""The workers in Ray: a task for each training, an actor per target for what needs its device.
+
+Nothing is waited for here without a deadline. Failures are sorted into the classes that have a
+retry budget of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import TypeAdapter
+
+from orchestrator.dispatch import Finished, Workers, is_training
+from orchestrator.policies.retry import Failure, FailureClass
+from orchestrator.store.base import Ledger
+from orchestrator.store.reader import LEDGER
+from orchestrator.table_actor import LedgerClient, TableClient, start_table
+from schemas.config import RunConfig
+from schemas.work import Outcome, Work
+from workers.context import RunContext
+from workers.errors import UserError
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long a tuning actor may take to end its processes before it is killed."""
+FETCH_TIMEOUT_S = 60.0
+"""How long the fetching of a finished outcome may take."""
+
+DEVICE_ERRORS = frozenset({"NoDevice", "DeviceSilent", "DeviceLost", "TrackerUnreachable"})
+"""Names of the errors, or of their bases, that mean the device is gone."""
+WORKER_ERRORS = frozenset({"ProcessDied", "ProcessTimeout", "BrokenProcessPool"})
+"""Names of those that mean a process of a worker is gone."""
+
+_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+_log = logging.getLogger(__name__)
+
+
+def open_ray(config: RunConfig, run_dir: Path) -> tuple[Ledger, Workers]:
+    """Connect to Ray, or start it on this machine; the run's ledger and workers in it."""
+    started = _connect(config)
+    folder = run_dir.absolute()
+    ledger = _RayLedger(start_table(folder / LEDGER), started)
+    context = RunContext(
+        run_dir=str(folder),
+        artifacts=str(folder / "artifacts"),
+        lock_dir=str(folder / "locks"),
+        config=config,
+    )
+    Path(context.lock_dir).mkdir(parents=True, exist_ok=True)
+    Path(context.artifacts).mkdir(parents=True, exist_ok=True)
+    return ledger, RayWorkers(context, ledger.for_workers())
+
+
+class RayWorkers:
+    """``Workers`` in Ray."""
+
+    def __init__(self, context: RunContext, table: TableClient) -> None:
+        self._context_json = context.model_dump_json()
+        self._table = table
+        self._actors: dict[str, Any] = {}
+        self._targets: dict[Hashable, str | None] = {}
+        cluster: Any = ray
+        has_gpu = cluster.cluster_resources().get("GPU", 0.0) >= 1.0
+        self._training_needs = {"num_gpus": 1} if has_gpu else {"num_cpus": 1}
+        self._train: Any = None
+
+    def submit(self, work: Work) -> Hashable:
+        """A task for a training, a call of the target's actor for the rest."""
+        if is_training(work):
+            ref, target = self._training().remote(work.model_dump_json(), self._context_json), None
+        else:
+            target = str(getattr(work, "target", ""))
+            ref = self._actor(target).run.remote(work.model_dump_json())
+        self._targets[ref] = target
+        return _handle(ref)
+
+    def wait(self, handles: Sequence[Hashable], timeout_s: float) -> list[Finished]:
+        """What ends first, and all that has ended with it."""
+        refs: list[Any] = list(handles)
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        return [self._finished(ref) for ref in ready]
+
+    def cancel(self, handles: Sequence[Hashable]) -> None:
+        """Interrupt trainings; end the actors of the others, as a search cannot be interrupted."""
+        for ref in handles:
+            target = self._targets.pop(ref, None)
+            if target is None:
+                ray.cancel(ref, recursive=True)
+            else:
+                self._end([target])
+
+    def close(self) -> None:
+        """End every training and every actor."""
+        trainings = [ref for ref, target in self._targets.items() if target is None]
+        for ref in trainings:
+            ray.cancel(ref, force=True, recursive=True)
+        self._targets.clear()
+        self._end(list(self._actors))
+
+    def _training(self) -> Any:
+        if self._train is None:
+            from workers.ray_entry import run_training
+
+            self._train = ray.remote(run_training).options(max_retries=0, **self._training_needs)
+        return self._train
+
+    def _actor(self, target: str) -> Any:
+        """The target's actor; a new one when there is none, or it has died."""
+        if target not in self._actors:
+            from workers.ray_entry import TuningActor
+
+            actor: Any = ray.remote(TuningActor)
+            self._actors[target] = actor.options(
+                num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=2
+            ).remote(self._context_json, target, self._table)
+        return self._actors[target]
+
+    def _finished(self, ref: Any) -> Finished:
+        target = self._targets.pop(ref, None)
+        try:
+            text = ray.get(ref, timeout=FETCH_TIMEOUT_S)
+        except Exception as error:
+            failure = sort_failure(error)
+            if isinstance(error, ray.exceptions.RayActorError) and target in self._actors:
+                ray.kill(self._actors.pop(str(target)))
+            if failure.kind == "internal_error":
+                _log.error("work failed", exc_info=error)
+            return Finished(handle=ref, failure=failure)
+        return Finished(handle=ref, outcome=_OUTCOME.validate_json(text))
+
+    def _end(self, targets: Sequence[str]) -> None:
+        actors = [self._actors.pop(target) for target in targets if target in self._actors]
+        closing = [actor.close.remote() for actor in actors]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
+        for actor in actors:
+            ray.kill(actor)
+
+
+def sort_failure(error: Exception) -> Failure:
+    """The class of failure an error from a worker belongs to."""
+    cause: BaseException = error
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        cause = error.cause
+    names = {base.__name__ for base in type(cause).__mro__}
+    kind: FailureClass = "internal_error"
+    if isinstance(cause, UserError):
+        kind = "user_error"
+    elif names & DEVICE_ERRORS or isinstance(cause, ConnectionError):
+        kind = "device_lost"
+    elif names & WORKER_ERRORS:
+        kind = "worker_lost"
+    elif isinstance(
+        cause,
+        ray.exceptions.RayActorError
+        | ray.exceptions.WorkerCrashedError
+        | ray.exceptions.NodeDiedError
+        | ray.exceptions.ObjectLostError
+        | ray.exceptions.OutOfMemoryError
+        | ray.exceptions.GetTimeoutError,
+    ):
+        kind = "worker_lost"
+    elif isinstance(cause, TimeoutError):
+        kind = "timed_out"
+    elif isinstance(cause, OSError):  # a full disk or a missing file: its text says which
+        kind = "user_error"
+    lines = str(cause).strip().splitlines()
+    text = lines[0] if lines else ""
+    if kind == "internal_error":  # its text alone may be as little as a missing key
+        text = f"{type(cause).__name__}: {text}"
+    return Failure(kind=kind, message=text or type(cause).__name__)
+
+
+class _RayLedger(LedgerClient):
+    """The driver's ledger, which takes Ray down with it when this process started Ray."""
+
+    def __init__(self, actor: Any, started: bool) -> None:
+        super().__init__(actor)
+        self._started = started
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            if self._started:
+                self._started = False
+                ray.shutdown()
+
+
+def _connect(config: RunConfig) -> bool:
+    """Whether Ray was started or connected to here, and not before."""
+    if ray.is_initialized():
+        return False
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=config.cluster.worker_cpus,
+            include_dashboard=False,
+            **quiet,
+        )
+    return True
+
+
+def _handle(ref: Any) -> Hashable:
+    handle: Hashable = ref
+    return handle

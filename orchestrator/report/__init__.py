@@ -1,0 +1,50 @@
+"""The report of a run: one self-contained page and the summary, written into the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from schemas.record import RunRecord
+from schemas.summary import Summary
+
+
+def write_report(record: RunRecord, run_dir: str | os.PathLike[str]) -> Path:
+    """Write ``report/index.html`` and ``summary.json`` below ``run_dir``; the page's path.
+
+    Each file is replaced as a whole: a reader sees the old one or the new one.
+
+    Raises:
+        OSError: when the folder cannot be written to.
+    """
+    from orchestrator.report.page import render
+    from orchestrator.summary import summarise
+
+    folder = Path(run_dir)
+    summary = summarise(record)
+    page = folder / "report" / "index.html"
+    _replace(page, render(record, summary))
+    _replace(folder / "summary.json", summary_text(summary))
+    return page
+
+
+def summary_text(summary: Summary) -> str:
+    """The summary as JSON text."""
+    return json.dumps(summary.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

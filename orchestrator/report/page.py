@@ -1,0 +1,431 @@
+"""The report page: one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from importlib import resources
+
+from orchestrator.configuration import resolved_yaml
+from orchestrator.report import pictures
+from orchestrator.summary import prepared_of
+from schemas.record import RunRecord, TargetRecord
+from schemas.summary import NetworkSummary, StepSummary, Summary, TargetSummary
+
+Draw = Callable[[pictures.Palette], str | None]
+
+
+def headline(target: TargetSummary) -> str:
+    """The result on one target in one line of plain text."""
+    if target.speedup is not None and target.final is not None:
+        return f"{_times(target.speedup)} at {_percent(target.final.val_accuracy)} accuracy"
+    accepted = [step for step in target.steps if step.accepted]
+    if accepted:
+        last = accepted[-1]
+        reached = f", {_ms(last.latency_ms)}\u00a0ms" if last.latency_ms is not None else ""
+        return f"No final result yet: {_count(len(accepted), 'accepted step')}{reached}"
+    return "No result yet"
+
+
+def render(record: RunRecord, summary: Summary) -> str:
+    """The whole page as HTML text."""
+    known = {target.target: target for target in record.targets}
+    style = resources.files("orchestrator.report").joinpath("style.css").read_text("utf-8")
+    single = len(summary.targets) == 1
+    title = headline(summary.targets[0]) if single else f"{len(summary.targets)} targets"
+    body: list[str | None] = [
+        "<header>",
+        f'<p class="kind">cprune · {escape(summary.run)} · {escape(_network_name(record))}'
+        + (f" on {escape(_device(summary.targets[0]))}" if single else "")
+        + "</p>",
+        f"<h1>{escape(title)}</h1>",
+        "</header>",
+        _state_banner(summary),
+    ]
+    if not single:
+        body.append(_overview(summary.targets))
+    for target in summary.targets:
+        if not single:
+            body.append(f"<h2>{escape(target.target)}: {escape(headline(target))}</h2>")
+        body += _target(record, known.get(target.target), target)
+    body += _environment(record, summary)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(summary.run)}: {escape(title)}</title>"
+        f"<style>{style}</style></head><body>\n"
+        + "\n".join(filter(None, body))
+        + "\n</body></html>\n"
+    )
+
+
+# ------------------------------------------------------------------------------ one target
+
+
+def _target(
+    record: RunRecord, state: TargetRecord | None, target: TargetSummary
+) -> list[str | None]:
+    parts: list[str | None] = []
+    if target.simulated:
+        parts.append(
+            '<p class="banner"><b>Simulated.</b> The latencies here were answered from a '
+            "recording, not measured on a device in this run. They prove no speed-up.</p>"
+        )
+    parts += [_lead(record, target), _facts(target), _networks(record, target)]
+    if state is not None:
+        parts.append(
+            _section(
+                "Accuracy against latency",
+                lambda palette: pictures.accuracy_latency(record, state, target, palette),
+                "Every candidate that was judged. The line joins the accepted steps, beginning at "
+                "the dense network as it was tuned when the search began (hollow). The baseline is "
+                "the dense network after the final tuning; long fine-tuning follows the last step.",
+            )
+        )
+    parts.append(_steps(target))
+    parts.append(
+        _section(
+            "Where the time goes",
+            lambda palette: pictures.time_per_task(target, palette),
+            "Each row is a task of the dense network, named by its first layer. The time after is "
+            "that of the same layers in the pruned network, whichever tasks they became.",
+        )
+    )
+    parts.append(
+        _section(
+            "Widths",
+            lambda palette: pictures.widths(target, palette),
+            "Channel groups: layers whose channels are removed together.",
+        )
+    )
+    if state is not None:
+        parts.append(
+            _section(
+                "What the search cost",
+                lambda palette: pictures.cost(record, state, palette),
+                f"{target.measured_programs:,} programs measured ({target.failed_programs:,} more "
+                f"did not build or run), {target.measured_models:,} whole networks, "
+                f"{_duration(target.device_s)} of device time, "
+                f"{_duration(target.train_s)} of training.",
+            )
+        )
+    parts.append(_artifacts(record, target))
+    return parts
+
+
+def _lead(record: RunRecord, target: TargetSummary) -> str:
+    sentences: list[str] = []
+    if target.baseline and target.final:
+        base, final = target.baseline, target.final
+        sentences.append(
+            f"The pruned network takes {_ms(final.latency_ms)}\u00a0ms for a batch of "
+            f"{record.config.input.batch_size} where the dense one takes "
+            f"{_ms(base.latency_ms)}\u00a0ms"
+            + (f", on {escape(target.device_model)}." if target.device_model else ".")
+        )
+        if target.speedup_low is not None:
+            confidence = record.config.prune.confidence
+            sentences.append(
+                f"With {confidence:.0%} confidence the speed-up is at least "
+                f"{target.speedup_low:.2f}x."
+            )
+        if final.test_accuracy is not None and base.test_accuracy is not None:
+            sentences.append(
+                f"On the test split, read once at the end: {_percent(final.test_accuracy)} "
+                f"(dense {_percent(base.test_accuracy)})."
+            )
+    if target.accuracy_floor is not None:
+        sentences.append(f"Accuracy floor: {_percent(target.accuracy_floor)} on validation images.")
+    if target.stopped_by:
+        sentences.append(f"The search ended: {escape(target.stopped_by.rstrip('.'))}.")
+    return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""
+
+
+def _facts(target: TargetSummary) -> str:
+    if not (target.baseline and target.final):
+        return ""
+    base, final = target.baseline, target.final
+    cells = [
+        ("fact main", _times(target.speedup, short=True), "faster than the dense network"),
+        (
+            "fact",
+            f"{_ms(final.latency_ms)}\u00a0ms",
+            f"latency, dense {_ms(base.latency_ms)}\u00a0ms",
+        ),
+        ("fact", _percent(final.val_accuracy), f"accuracy, dense {_percent(base.val_accuracy)}"),
+        ("fact", _share(final.macs, base.macs), f"of the work, {_big(final.macs)} MACs"),
+        ("fact", _share(final.params, base.params), f"of the parameters, {_big(final.params)}"),
+    ]
+    inner = "".join(
+        f'<div class="{kind}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
+        for kind, value, text in cells
+    )
+    return f'<div class="facts">{inner}</div>'
+
+
+def _networks(record: RunRecord, target: TargetSummary) -> str:
+    named: list[tuple[str, NetworkSummary | None]] = [
+        ("dense (baseline)", target.baseline),
+        ("pruned (final)", target.final),
+    ]
+    if record.config.compare_uniform is not None:
+        named.append((f"{record.config.compare_uniform:.0%} of every width", target.uniform))
+    if not any(network for _, network in named):
+        return ""
+    rows = []
+    for name, network in named:
+        if network is None:
+            continue
+        strong = ' class="strong"' if network is target.final else ""
+        test = "" if network.test_accuracy is None else _percent(network.test_accuracy)
+        cells = [
+            f"{_ms(network.latency_ms)} ± {network.latency_ms_iqr / 2:#.2g}",
+            f"{network.fps:,.0f}",
+            _percent(network.val_accuracy),
+            test,
+            _big(network.macs),
+            _big(network.params),
+        ]
+        rows.append(
+            f"<tr{strong}><td>{escape(name)}</td>"
+            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
+    uniform = (
+        " The uniformly narrower network was trained from scratch and tuned alike."
+        if target.uniform
+        else ""
+    )
+    return (
+        _table(
+            [
+                "network",
+                "*latency, ms",
+                "*images/s",
+                "*validation",
+                "*test",
+                "*MACs",
+                "*parameters",
+            ],
+            rows,
+        )
+        + '<p class="muted"><b>Baseline:</b> the dense network tuned with the same final budget, '
+        "on the same device, in the same run. Latencies are of the whole exported network, taken "
+        "in turns (median ± half the interquartile range); the speed-up is the median of the "
+        f"paired ratios.{uniform}</p>"
+    )
+
+
+def _steps(target: TargetSummary) -> str:
+    if not target.steps:
+        return ""
+    accepted = sum(step.accepted for step in target.steps)
+    rows = [_step_row(number, step) for number, step in enumerate(target.steps, start=1)]
+    return (
+        f"<h3>Steps: {accepted} accepted of {len(target.steps)} decided</h3>"
+        + _table(
+            ["", "task", "widths", "*screened, ms", "*network, ms", "*accuracy", "reason"], rows
+        )
+        + '<p class="muted">Screened: the sum of the programs, by transplant. Network: the whole '
+        "compiled network on the device, taken in turns with its parent.</p>"
+    )
+
+
+def _step_row(number: int, step: StepSummary) -> str:
+    changes = "<br>".join(
+        f"<code>{escape(group)}</code> {before} → {after}"
+        for group, before, after in zip(
+            step.groups, step.widths_before, step.widths_after, strict=False
+        )
+    )
+    latency = "" if step.latency_ms is None else f"{_ms(step.latency_ms)}"
+    screened = "" if step.screened_ms is None else f"{_ms(step.screened_ms)}"
+    accuracy = "" if step.val_accuracy is None else _percent(step.val_accuracy)
+    kind, mark = ("accepted", "✓") if step.accepted else ("rejected", "✗")
+    return (
+        f'<tr class="{kind}"><td>{number}&nbsp;{mark}</td><td><code>{escape(step.task)}</code></td>'
+        f'<td>{changes}</td><td class="n">{screened}</td><td class="n">{latency}</td>'
+        f'<td class="n">{accuracy}</td><td class="reason">{escape(step.reason)}</td></tr>'
+    )
+
+
+def _artifacts(record: RunRecord, target: TargetSummary) -> str:
+    if not target.artifacts:
+        return ""
+    rows = [
+        f"<tr><td>{escape(name)}</td>"
+        f'<td><a href="../{escape(path)}"><code>{escape(path)}</code></a></td></tr>'
+        for name, path in target.artifacts.items()
+    ]
+    check = target.library_check
+    checked = (
+        f"<p>The exported library was loaded on a device and run on {check.images} test images: "
+        f"its outputs differ from torch's by at most {check.max_abs_difference:.2g} "
+        f"(largest output {check.max_abs_output:.3g}).</p>"
+        if check
+        else ""
+    )
+    library = next((p for n, p in target.artifacts.items() if "library" in n), None)
+    return (
+        "<h3>Artefacts</h3>"
+        + _table(["what", "file, relative to the run folder"], rows)
+        + checked
+        + f"<p>The pruned network in torch:</p><pre>{escape(_torch_snippet(target))}</pre>"
+        + (
+            f"<p>The compiled library:</p><pre>{escape(_library_snippet(record, library))}</pre>"
+            if library
+            else ""
+        )
+    )
+
+
+def _torch_snippet(target: TargetSummary) -> str:
+    return (
+        "import orchestrator\n\n"
+        f'network = orchestrator.load_pruned("RUN_DIR", target="{target.target}")'
+        "  # a torch.nn.Module in eval mode"
+    )
+
+
+def _library_snippet(record: RunRecord, path: str) -> str:
+    prepared = prepared_of(record)
+    shape = (
+        prepared.dense.info.input_shape if prepared else ("batch", "channels", "height", "width")
+    )
+    text = ", ".join(str(size) for size in shape)
+    return (
+        "import numpy\nimport tvm\nfrom tvm import relax\n\n"
+        f'library = tvm.runtime.load_module("RUN_DIR/{path}")\n'
+        "machine = relax.VirtualMachine(library, tvm.cpu())\n"
+        f'images = numpy.zeros(({text}), "{record.config.input.dtype}")'
+        "  # preprocessed as the export says\n"
+        'logits = machine["main"](tvm.runtime.tensor(images))'
+    )
+
+
+# ------------------------------------------------------------------------------ the rest
+
+
+def _state_banner(summary: Summary) -> str:
+    texts = {
+        "failed": f"The run failed: {summary.error or 'no reason was recorded'}",
+        "cancelled": "The run was cancelled; what had been found until then is below.",
+        "running": "The run has not ended; this is what is known so far.",
+    }
+    text = texts.get(summary.state)
+    return f'<p class="banner">{escape(text)}</p>' if text else ""
+
+
+def _overview(targets: Sequence[TargetSummary]) -> str:
+    rows = []
+    for target in targets:
+        final, base = target.final, target.baseline
+        cells = [
+            f"{target.speedup:.2f}x" if target.speedup is not None else "",
+            f"{_ms(base.latency_ms)}" if base else "",
+            f"{_ms(final.latency_ms)}" if final else "",
+            _percent(final.val_accuracy) if final else "",
+            "simulated" if target.simulated else "",
+        ]
+        rows.append(
+            f"<tr><td>{escape(_device(target))}</td>"
+            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
+    return _table(["target", "*speed-up", "*dense, ms", "*pruned, ms", "*accuracy", "*"], rows)
+
+
+def _environment(record: RunRecord, summary: Summary) -> list[str | None]:
+    versions = [
+        f"<tr><td>{escape(name)}</td><td>{escape(version)}</td></tr>"
+        for name, version in summary.versions.items()
+    ]
+    starts = "" if summary.started <= 1 else f", started {summary.started} times"
+    return [
+        "<h2>Run</h2>",
+        f"<p>{_duration(summary.wall_s)} of wall-clock time{starts}. State: "
+        f"{escape(summary.state)}.</p>",
+        _table(["software and machine", "version"], versions) if versions else None,
+        "<details><summary>Configuration, defaults included</summary>"
+        f"<pre>{escape(resolved_yaml(record.config))}</pre></details>",
+    ]
+
+
+def _section(title: str, draw: Draw, caption: str) -> str | None:
+    light = draw(pictures.LIGHT)
+    if light is None:
+        return None
+    dark = draw(pictures.DARK) or light
+    return (
+        f"<h3>{escape(title)}</h3><figure><picture>"
+        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{_data(dark)}">'
+        f'<img alt="{escape(title)}" src="{_data(light)}"></picture>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _data(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
+    """A table; a heading that begins with a star is that of a column of numbers."""
+    head = "".join(
+        f'<th class="n">{escape(text[1:])}</th>'
+        if text.startswith("*")
+        else f"<th>{escape(text)}</th>"
+        for text in headings
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _network_name(record: RunRecord) -> str:
+    return f"{record.config.model.name} on {record.config.data.name}"
+
+
+def _device(target: TargetSummary) -> str:
+    return f"{target.target} ({target.device_model})" if target.device_model else target.target
+
+
+def _times(ratio: float | None, *, short: bool = False) -> str:
+    if ratio is None:
+        return ""
+    if ratio < 1.0:
+        return f"{1 / ratio:.2f}x slower"
+    return f"{ratio:.2f}x" if short else f"{ratio:.2f}x faster"
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction * 100:.1f}\u00a0%"
+
+
+def _ms(value: float) -> str:
+    """Three significant digits, trailing zeros kept, so that columns compare."""
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole * 100:.0f}\u00a0%" if whole else ""
+
+
+def _big(number: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}\u00a0{unit}"
+    return str(number)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,400 @@
+"""The report's pictures: each a function from the record to an SVG text, in light or dark colours.
+
+matplotlib's object interface alone, so that nothing global is touched and no window is opened.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.summary import device_s_of, prepared_of, trained_by, tuned_by, work_of
+from schemas.record import RunRecord, StepRecord, TargetRecord
+from schemas.summary import NetworkSummary, TargetSummary, TaskSummary
+from schemas.work import ExportWork, FineTuneWork, PrepareWork, UniformWork
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_IN = 8.6
+MAX_ROWS = 28
+"""Rows of a bar picture; the rest is summed up in a last one."""
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of one scheme."""
+
+    ink: str
+    muted: str
+    grid: str
+    accent: str
+    before: str
+    rejected: str
+    other: str
+
+
+LIGHT = Palette("#1c2733", "#64707d", "#e3e7eb", "#0f7a6c", "#b9c4ce", "#c2562d", "#5a6fb0")
+DARK = Palette("#e4e9ee", "#98a4b0", "#2d3742", "#3fc1ab", "#4d5b69", "#ef8a60", "#93a6e6")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A judged candidate in the plane of latency and accuracy."""
+
+    latency_ms: float
+    accuracy: float | None
+    accepted: bool
+    estimated: bool
+
+
+# ------------------------------------------------------------------- accuracy and latency
+
+
+def points_of(steps: Sequence[StepRecord]) -> list[Point]:
+    """Where the candidates lie.
+
+    One that was never measured as a whole network lies at its programs' sum times what the measured
+    ones took beyond theirs; without any such one, at the sum itself.
+    """
+    factors = [
+        step.comparison.candidate.latency_ms / step.screened_ms
+        for step in steps
+        if step.comparison and step.screened_ms
+    ]
+    factor = statistics.median(factors) if factors else 1.0
+    points = []
+    for step in steps:
+        if step.comparison:
+            latency, estimated = step.comparison.candidate.latency_ms, False
+        elif step.screened_ms:
+            latency, estimated = step.screened_ms * factor, True
+        else:
+            continue
+        points.append(Point(latency, step.val_accuracy, step.accepted, estimated))
+    return points
+
+
+def accuracy_latency(
+    record: RunRecord, target: TargetRecord, summary: TargetSummary, palette: Palette
+) -> str | None:
+    """Accuracy against latency; None without a single point."""
+    points = points_of(target.steps)
+    judged = [point for point in points if point.accuracy is not None]
+    named: list[tuple[str, NetworkSummary | None, str, str]] = [
+        ("uniformly narrower", summary.uniform, "s", palette.other),
+        ("dense (baseline)", summary.baseline, "D", palette.ink),
+        ("final", summary.final, "*", palette.accent),
+    ]
+    if not judged and not any(network for _, network, _, _ in named):
+        return None
+    figure, axes = _figure(palette, height_in=4.3)
+    path = [(p.latency_ms, p.accuracy) for p in judged if p.accepted and p.accuracy is not None]
+    start = _start(record, target)
+    if start:
+        path.insert(0, start)
+    if len(path) > 1:
+        xs, ys = zip(*path, strict=True)
+        axes.plot(xs, ys, color=palette.accent, linewidth=1.6, alpha=0.75, zorder=2)
+    accepted = path[1:] if start else path
+    _dots(axes, accepted, palette.accent, "o", "accepted step", 42)
+    if start:
+        axes.scatter(*start, s=42, facecolor="none", edgecolor=palette.accent, zorder=3)
+    refused = [(p.latency_ms, p.accuracy) for p in judged if not p.accepted]
+    _dots(axes, refused, palette.rejected, "x", "rejected after training", 34)
+    for label, network, marker, colour in named:
+        if network is None:
+            continue
+        size = 210 if marker == "*" else 60
+        at = (network.latency_ms, network.val_accuracy)
+        axes.scatter(*at, s=size, marker=marker, color=colour, label=label, zorder=5)
+    if summary.accuracy_floor is not None:
+        axes.axhline(
+            summary.accuracy_floor,
+            color=palette.rejected,
+            linewidth=1.1,
+            linestyle=(0, (5, 3)),
+            label=f"accuracy floor {summary.accuracy_floor:.2%}",
+        )
+    axes.margins(0.09, 0.14)
+    untrained = [p.latency_ms for p in points if p.accuracy is None]
+    if untrained:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high)
+        at_foot = [low + 0.022 * (high - low)] * len(untrained)
+        axes.scatter(
+            untrained,
+            at_foot,
+            marker="|",
+            s=70,
+            color=palette.muted,
+            label="screened only (latency estimated)",
+        )
+    axes.set_xlabel("latency of the whole network (ms)")
+    axes.set_ylabel("validation accuracy")
+    axes.yaxis.set_major_formatter(_percent)
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+    _legend(figure, axes, palette)
+    return _svg(figure)
+
+
+def _start(record: RunRecord, target: TargetRecord) -> tuple[float, float] | None:
+    """The dense network as the first candidate was compared with it."""
+    prepared = prepared_of(record)
+    for step in target.steps:
+        if step.comparison and not step.candidate.parent.structure.widths:
+            accuracy = step.candidate.parent.val_accuracy
+            return step.comparison.reference.latency_ms, (
+                prepared.dense.val_accuracy if prepared else accuracy
+            )
+    return None
+
+
+def _dots(
+    axes: Axes, at: Sequence[tuple[Any, Any]], colour: str, marker: str, label: str, size: float
+) -> None:
+    if at:
+        xs, ys = zip(*at, strict=True)
+        axes.scatter(xs, ys, s=size, marker=marker, color=colour, label=label, zorder=4)
+
+
+# --------------------------------------------------------------------------- tasks, widths
+
+
+def task_times(summary: TargetSummary) -> list[tuple[str, float, float | None]]:
+    """(name, ms before, ms after) for every task of the dense network, slowest first.
+
+    A task's time after is that of the same modules, in whatever tasks they ended up; tasks without
+    weights are put together. The time after is None while there is no pruned network.
+    """
+    after: dict[str, float] = {}
+    for task in summary.tasks_after:
+        for module in task.modules:
+            after[module] = after.get(module, 0.0) + task.program_ms
+    rows: list[tuple[str, float, float | None]] = []
+    pruned = bool(summary.tasks_after)
+    for task in summary.tasks_before:
+        if task.modules:
+            now = sum(after.get(module, 0.0) for module in task.modules)
+            rows.append((_task_label(task), _total(task), now if pruned else None))
+    bare = sum(_total(task) for task in summary.tasks_before if not task.modules)
+    bare_now = sum(_total(task) for task in summary.tasks_after if not task.modules)
+    rows.sort(key=lambda row: -row[1])
+    if bare or bare_now:
+        rows.append(("without weights", bare, bare_now if pruned else None))
+    return rows
+
+
+def time_per_task(summary: TargetSummary, palette: Palette) -> str | None:
+    """Horizontal bars: where the time goes, before and after."""
+    rows = task_times(summary)
+    if not rows:
+        return None
+    if len(rows) > MAX_ROWS:
+        rest = rows[MAX_ROWS - 1 :]
+        now = None if rest[0][2] is None else sum(row[2] or 0.0 for row in rest)
+        rows = [*rows[: MAX_ROWS - 1], (f"{len(rest)} more", sum(r[1] for r in rest), now)]
+    figure, axes = _figure(palette, height_in=0.9 + 0.36 * len(rows))
+    at = range(len(rows))
+    longest = max(max(row[1], row[2] or 0.0) for row in rows)
+    axes.barh(
+        [i - 0.19 for i in at],
+        [row[1] for row in rows],
+        0.34,
+        color=palette.before,
+        label="dense",
+    )
+    if rows[0][2] is not None:
+        axes.barh(
+            [i + 0.19 for i in at],
+            [row[2] or 0.0 for row in rows],
+            0.34,
+            color=palette.accent,
+            label="pruned",
+        )
+    for index, (_, before, after) in enumerate(rows):
+        text = f"{before:.3g}" if after is None else f"{before:.3g} → {after:.3g}"
+        axes.text(
+            max(before, after or 0.0) + 0.012 * longest,
+            index,
+            text,
+            va="center",
+            fontsize=8,
+            color=palette.muted,
+        )
+    _rows(axes, [row[0] for row in rows], palette)
+    axes.set_xlim(0, longest * 1.17)
+    axes.set_xlabel("time in the task's programs, all its call sites together (ms)")
+    _legend(figure, axes, palette)
+    return _svg(figure)
+
+
+def widths(summary: TargetSummary, palette: Palette) -> str | None:
+    """Horizontal bars: channels of every group before, and the share that is kept."""
+    rows = list(summary.widths.items())
+    if not rows:
+        return None
+    figure, axes = _figure(palette, height_in=0.9 + 0.27 * len(rows))
+    at = range(len(rows))
+    widest = max(dense for _, (dense, _) in rows)
+    axes.barh(at, [dense for _, (dense, _) in rows], 0.58, color=palette.before, label="dense")
+    axes.barh(at, [kept for _, (_, kept) in rows], 0.58, color=palette.accent, label="kept")
+    for index, (_, (dense, kept)) in enumerate(rows):
+        text = f"{dense}" if dense == kept else f"{dense} → {kept}"
+        axes.text(dense + 0.012 * widest, index, text, va="center", fontsize=8, color=palette.muted)
+    _rows(axes, [_shorten(name) for name, _ in rows], palette)
+    axes.set_xlim(0, widest * 1.14)
+    axes.set_xlabel("channels")
+    _legend(figure, axes, palette)
+    return _svg(figure)
+
+
+# ------------------------------------------------------------------------------- the cost
+
+
+def cost(record: RunRecord, target: TargetRecord, palette: Palette) -> str | None:
+    """Four small bar pictures: wall-clock, programs, device and training seconds."""
+    programs: dict[str, float] = {}
+    device: dict[str, float] = {}
+    training: dict[str, float] = {}
+    for item in work_of(record, target):
+        tuned = tuned_by(item)
+        if tuned:
+            _add(programs, item.work.kind, tuned.measured_programs)
+        _add(device, item.work.kind, device_s_of(item))
+        network = trained_by(item)
+        if network:
+            _add(training, _training_kind(record, item.work), network.train_s)
+    panels = [
+        ("wall-clock by phase (s)", dict(record.phases_s), palette.before),
+        ("programs measured", programs, palette.accent),
+        ("device time (s)", device, palette.accent),
+        ("training (s, all workers together)", training, palette.other),
+    ]
+    panels = [(title, {k: v for k, v in rows.items() if v > 0}, c) for title, rows, c in panels]
+    if not any(rows for _, rows, _ in panels):
+        return None
+    left = max(3, len(panels[0][1]))
+    right = [max(2, len(rows)) for _, rows, _ in panels[1:]]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.3 * max(left, sum(right) + 4)), layout="constrained")
+    outer = figure.add_gridspec(1, 2, wspace=0.08)
+    inner = outer[1].subgridspec(3, 1, height_ratios=[n + 0.6 for n in right], hspace=0.12)
+    places = [outer[0], inner[0], inner[1], inner[2]]
+    for (title, rows, colour), place in zip(panels, places, strict=True):
+        axes = figure.add_subplot(place)
+        _dress(figure, axes, palette)
+        axes.set_title(title, loc="left", fontsize=9, color=palette.ink)
+        ordered = list(rows.items()) or [("none", 0.0)]
+        axes.barh(range(len(ordered)), [v for _, v in ordered], 0.56, color=colour)
+        longest = max([v for _, v in ordered] + [1e-9])
+        for index, (_, value) in enumerate(ordered):
+            axes.text(
+                value + 0.015 * longest,
+                index,
+                f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}",
+                va="center",
+                fontsize=8,
+                color=palette.muted,
+            )
+        _rows(axes, [name.replace("_", " ") for name, _ in ordered], palette)
+        axes.set_xlim(0, longest * 1.2)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+    return _svg(figure)
+
+
+def _training_kind(record: RunRecord, work: object) -> str:
+    if isinstance(work, PrepareWork):
+        return "dense network"
+    if isinstance(work, UniformWork):
+        return "uniform network"
+    if isinstance(work, FineTuneWork) and work.epochs == record.config.fine_tune.long_epochs:
+        return "final network"
+    return "candidates"
+
+
+def _add(counts: dict[str, float], kind: str, amount: float) -> None:
+    name = "export and check" if kind == ExportWork.model_fields["kind"].default else kind
+    counts[name] = counts.get(name, 0.0) + amount
+
+
+# ------------------------------------------------------------------------------- drawing
+
+
+def _total(task: TaskSummary) -> float:
+    return task.program_ms * task.subgraphs
+
+
+def _task_label(task: TaskSummary) -> str:
+    first = task.modules[0]
+    more = len(task.modules) - 1
+    return _shorten(first) + (f" + {more}" if more else "")
+
+
+def _shorten(name: str, limit: int = 30) -> str:
+    return name if len(name) <= limit else f"{name[:10]}…{name[-(limit - 11) :]}"
+
+
+def _percent(value: float, _position: float) -> str:
+    return f"{value:.1%}"
+
+
+def _figure(palette: Palette, height_in: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    axes = figure.add_subplot()
+    _dress(figure, axes, palette)
+    return figure, axes
+
+
+def _dress(figure: Figure, axes: Axes, palette: Palette) -> None:
+    figure.patch.set_alpha(0.0)
+    axes.patch.set_alpha(0.0)
+    axes.set_axisbelow(True)
+    axes.grid(color=palette.grid, linewidth=0.8)
+    axes.tick_params(colors=palette.muted, labelsize=8.5, length=0)
+    axes.xaxis.label.set_color(palette.muted)
+    axes.yaxis.label.set_color(palette.muted)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(palette.grid)
+
+
+def _rows(axes: Axes, names: Sequence[str], palette: Palette) -> None:
+    axes.set_yticks(range(len(names)), list(names))
+    axes.tick_params(axis="y", labelcolor=palette.ink)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+
+
+def _legend(figure: Figure, axes: Axes, palette: Palette) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=min(len(labels), 3),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=palette.ink,
+        handletextpad=0.5,
+        columnspacing=1.6,
+    )
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "cprune"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()

@@ -1,0 +1,266 @@
+"""The states of one target's search, as data, and the transitions declared between them.
+
+A state carries only what it needs. What the search has learnt so far travels along in ``Search``;
+large outcomes are not copied into it but named by the key of the work that made them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter
+
+from schemas.base import Schema
+from schemas.network import Trained
+from schemas.work import Candidate
+
+
+class RankedTask(Schema):
+    """A task and what it costs the network: program latency times subgraphs."""
+
+    task_id: str
+    name: str
+    total_ms: float
+    share: float = Field(description="Of the sum over all tasks.")
+
+
+class Decision(Schema):
+    """One candidate decided upon, by the keys of the work that led to it."""
+
+    round: int
+    candidate_id: str
+    task_id: str
+    screen_key: str
+    fine_tune_key: str | None = None
+    compare_key: str | None = None
+    accepted: bool
+    reason: str
+
+
+class Contender(Schema):
+    """A candidate that has been trained and meets the accuracy gates."""
+
+    candidate: Candidate
+    network: Trained
+
+
+class Search(Schema):
+    """What the search of one target knows."""
+
+    prepare_key: str = Field(description="Work whose outcome holds the channel groups.")
+    dense: Trained
+    uniform: Trained | None
+    floor: float
+    current: Trained
+    tuned_key: str = Field(description="Work whose outcome holds the current network's programs.")
+    began_s: float | None = Field(default=None, description="Wall seconds of the run at the start.")
+    round: int = 0
+    accepted: int = 0
+    set_aside: tuple[str, ...] = Field(default=(), description="Tasks, until a step is accepted.")
+    decisions: tuple[Decision, ...] = ()
+    stopped_by: str = ""
+
+
+class _State(Schema):
+    is_terminal: ClassVar[bool] = False
+
+    target: str
+
+
+class Preparing(_State):
+    """The dense network is loaded or trained; with it the uniform one, where asked for."""
+
+    kind: Literal["preparing"] = "preparing"
+
+
+class Tuning(_State):
+    """Programs are searched for the dense network."""
+
+    kind: Literal["tuning"] = "tuning"
+    search: Search
+
+
+class Ranking(_State):
+    """The current network's tasks are ordered by what they cost."""
+
+    kind: Literal["ranking"] = "ranking"
+    search: Search
+
+
+class Proposing(_State):
+    """Candidates are made for the slowest tasks, or the search ends."""
+
+    kind: Literal["proposing"] = "proposing"
+    search: Search
+    ranking: tuple[RankedTask, ...]
+
+
+class Screening(_State):
+    """The candidates' programs are transplanted and measured."""
+
+    kind: Literal["screening"] = "screening"
+    search: Search
+    ranking: tuple[RankedTask, ...]
+    candidates: tuple[Candidate, ...]
+
+
+class FineTuning(_State):
+    """The most promising candidates are trained for a short while."""
+
+    kind: Literal["fine_tuning"] = "fine_tuning"
+    search: Search
+    ranking: tuple[RankedTask, ...]
+    chosen: tuple[Candidate, ...]
+    waiting: tuple[Candidate, ...] = Field(description="Fast enough too, left for another round.")
+
+
+class Judging(_State):
+    """Whole compiled networks are compared with their parent on the device."""
+
+    kind: Literal["judging"] = "judging"
+    search: Search
+    ranking: tuple[RankedTask, ...]
+    contenders: tuple[Contender, ...]
+    waiting: tuple[Candidate, ...]
+
+
+class Retuning(_State):
+    """The tasks an accepted step changed are searched a little further."""
+
+    kind: Literal["retuning"] = "retuning"
+    search: Search
+    modules: tuple[str, ...] = Field(description="Torch modules of the changed tasks.")
+
+
+class FinishTraining(_State):
+    """The search is over; its network is trained for long."""
+
+    kind: Literal["finish_training"] = "finish_training"
+    search: Search
+
+
+class FinishTuning(_State):
+    """The final network is tuned for long; after it its baseline, for at least as long."""
+
+    kind: Literal["finish_tuning"] = "finish_tuning"
+    search: Search
+    final: Trained
+    baseline_trials: dict[str, int] | None = Field(
+        default=None,
+        description="Torch module -> trials of the baseline's task where it needs more than the "
+        "configured total; None while the final network is being tuned.",
+    )
+
+
+class Exporting(_State):
+    """The deployable artefacts are written, loaded, measured and checked."""
+
+    kind: Literal["exporting"] = "exporting"
+    search: Search
+    final: Trained
+
+
+class Done(_State):
+    """Everything has been handed over."""
+
+    is_terminal: ClassVar[bool] = True
+
+    kind: Literal["done"] = "done"
+    search: Search
+    final: Trained
+
+
+WorkingState = Annotated[
+    Preparing
+    | Tuning
+    | Ranking
+    | Proposing
+    | Screening
+    | FineTuning
+    | Judging
+    | Retuning
+    | FinishTraining
+    | FinishTuning
+    | Exporting,
+    Field(discriminator="kind"),
+]
+
+
+class Failed(_State):
+    """The target cannot go on. The same command goes on from ``resume``, where there is one."""
+
+    is_terminal: ClassVar[bool] = True
+
+    kind: Literal["failed"] = "failed"
+    error: str
+    resume: WorkingState | None = Field(description="None when only another run can help.")
+
+
+class Cancelled(_State):
+    """The user stopped the run. The same command goes on from ``resume``."""
+
+    is_terminal: ClassVar[bool] = True
+
+    kind: Literal["cancelled"] = "cancelled"
+    resume: WorkingState
+
+
+AnyState = Annotated[
+    Preparing
+    | Tuning
+    | Ranking
+    | Proposing
+    | Screening
+    | FineTuning
+    | Judging
+    | Retuning
+    | FinishTraining
+    | FinishTuning
+    | Exporting
+    | Done
+    | Failed
+    | Cancelled,
+    Field(discriminator="kind"),
+]
+
+STATE: TypeAdapter[AnyState] = TypeAdapter(AnyState)
+
+_FORWARD: dict[type[_State], tuple[type[_State], ...]] = {
+    Preparing: (Tuning,),
+    Tuning: (Ranking,),
+    Ranking: (Proposing,),
+    Proposing: (Screening, FinishTraining),
+    Screening: (FineTuning, Proposing),
+    FineTuning: (Judging, Proposing),
+    Judging: (Retuning, Ranking, Proposing),
+    Retuning: (Ranking,),
+    FinishTraining: (FinishTuning,),
+    FinishTuning: (FinishTuning, Exporting),
+    Exporting: (Done,),
+}
+_THINKING: tuple[type[_State], ...] = (Ranking, Proposing)  # without work there is none to fail
+_AT_WORK = tuple(state for state in _FORWARD if state not in _THINKING)
+
+TRANSITIONS: dict[type[_State], tuple[type[_State], ...]] = {
+    **{
+        state: (*following, *((Failed,) if state in _AT_WORK else ()), Cancelled)
+        for state, following in _FORWARD.items()
+    },
+    Done: (),
+    Failed: _AT_WORK,
+    Cancelled: tuple(_FORWARD),
+}
+"""Which state may follow which. The machine and the ledger both refuse every other transition."""
+
+
+def kind_of(state: type[_State]) -> str:
+    """The name under which a class of states is stored."""
+    return str(state.model_fields["kind"].default)
+
+
+ALLOWED: frozenset[tuple[str, str]] = frozenset(
+    (kind_of(before), kind_of(after))
+    for before, following in TRANSITIONS.items()
+    for after in following
+)
+"""The transition table by stored names."""

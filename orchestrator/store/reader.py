@@ -1,0 +1,150 @@
+"""A run's record, read from its folder without Ray and without writing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from orchestrator.states import AnyState, Cancelled, Decision, Done, Failed, Search
+from orchestrator.store.base import Event, Ledger
+from orchestrator.store.sqlite import SqliteLedger
+from schemas.record import (
+    EventRecord,
+    RunRecord,
+    RunState,
+    StepRecord,
+    TargetRecord,
+    WorkRecord,
+)
+from schemas.work import Compared, FineTuned, Screened, ScreenWork
+
+LEDGER = "ledger.sqlite"
+
+
+class NoRun(FileNotFoundError):
+    """The folder holds no run."""
+
+
+def read_run(run_dir: str | Path) -> RunRecord:
+    """The run in a folder, as its ledger tells it."""
+    path = Path(run_dir) / LEDGER
+    if not path.is_file():
+        raise NoRun(f"{run_dir} holds no run: there is no {LEDGER} in it")
+    ledger = SqliteLedger(path, read_only=True)
+    try:
+        return record_of(ledger)
+    except LookupError as error:
+        raise NoRun(f"{run_dir} holds a run that has not begun: {error}") from error
+    finally:
+        ledger.close()
+
+
+def record_of(ledger: Ledger) -> RunRecord:
+    """The record of a started run; LookupError before its first start."""
+    info = ledger.info()
+    if info is None:
+        raise LookupError("it has never been started")
+    standings = ledger.standings()
+    states = {name: standing.state for name, standing in standings.items()}
+    work = ledger.all_work()
+    events = ledger.events()
+    by_key = {item.work.key: item for item in work}
+    names = [target.name for target in info.config.targets]
+    return RunRecord(
+        config=info.config,
+        state=run_state([states.get(name) for name in names]),
+        error=error_of(states),
+        started=info.started,
+        wall_s=info.wall_s,
+        phases_s=phases(events, info.wall_s),
+        versions=info.versions,
+        targets=tuple(target_record(states[name], by_key) for name in names if name in states),
+        work=tuple(work),
+        events=tuple(
+            EventRecord(
+                sequence=event.sequence,
+                at=event.at,
+                target=event.target,
+                state=event.kind,
+                message=event.message,
+            )
+            for event in events
+        ),
+    )
+
+
+def run_state(states: list[AnyState | None]) -> RunState:
+    """The run's state: it is running until every target has come to an end."""
+    if any(state is None or not state.is_terminal for state in states):
+        return "running"
+    if any(isinstance(state, Failed) for state in states):
+        return "failed"
+    return "cancelled" if any(isinstance(state, Cancelled) for state in states) else "done"
+
+
+def error_of(states: dict[str, AnyState]) -> str:
+    """Why targets failed, in one text; the target is named where there are several."""
+    errors = {name: state.error for name, state in states.items() if isinstance(state, Failed)}
+    if len(set(errors.values())) == 1:
+        return next(iter(errors.values()))
+    return "; ".join(f"{name}: {error}" for name, error in errors.items())
+
+
+def phases(events: list[Event], wall_s: float) -> dict[str, float]:
+    """State -> wall-clock seconds all targets spent in it, without the time between starts."""
+    spent: dict[str, float] = defaultdict(float)
+    last: dict[str, Event] = {}
+    for event in events:
+        before = last.get(event.target)
+        if before:
+            spent[before.kind] += max(0.0, event.wall_s - before.wall_s)
+        last[event.target] = event
+    for event in last.values():
+        if event.kind not in ("done", "failed", "cancelled"):
+            spent[event.kind] += max(0.0, wall_s - event.wall_s)
+    return {kind: seconds for kind, seconds in spent.items() if kind not in ("failed", "cancelled")}
+
+
+def target_record(state: AnyState, work: dict[str, WorkRecord]) -> TargetRecord:
+    """Where a target stands."""
+    found = search_of(state)
+    inner = state.resume if isinstance(state, Failed | Cancelled) else state
+    return TargetRecord(
+        target=state.target,
+        state=state.kind,
+        accuracy_floor=found.floor if found else None,
+        current=found.current if found else None,
+        final=getattr(inner, "final", None),
+        steps=tuple(_step(decision, work) for decision in found.decisions) if found else (),
+        stopped_by=found.stopped_by if found else "",
+    )
+
+
+def search_of(state: AnyState) -> Search | None:
+    """What a state knows of the search; None before it began."""
+    inner = state.resume if isinstance(state, Failed | Cancelled) else state
+    found = getattr(inner, "search", None)
+    return found if isinstance(found, Search) else None
+
+
+def is_over(state: AnyState | None) -> bool:
+    """Whether starting the run again would change nothing for this target."""
+    return isinstance(state, Done) or (isinstance(state, Failed) and state.resume is None)
+
+
+def _step(decision: Decision, work: dict[str, WorkRecord]) -> StepRecord:
+    screen = work[decision.screen_key]
+    assert isinstance(screen.work, ScreenWork) and isinstance(screen.outcome, Screened)
+    trained = work[decision.fine_tune_key].outcome if decision.fine_tune_key else None
+    compared = work[decision.compare_key].outcome if decision.compare_key else None
+    measured = screen.outcome.tuned is not None
+    return StepRecord(
+        round=decision.round,
+        candidate=screen.work.candidate,
+        parent_ms=screen.outcome.parent_ms if measured else None,
+        screened_ms=screen.outcome.candidate_ms if measured else None,
+        val_accuracy=trained.network.val_accuracy if isinstance(trained, FineTuned) else None,
+        comparison=compared.comparison if isinstance(compared, Compared) else None,
+        accepted=decision.accepted,
+        reason=decision.reason,
+    )

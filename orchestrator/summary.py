@@ -1,0 +1,316 @@
+"""What a run came to: the summary, made of the ledger's record alone.
+
+Pure: the same record gives the same summary. Any part of a record may be missing, as in a run that
+is still going, that failed, or that was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from schemas.base import content_key
+from schemas.network import ChannelGroup, Structure, Trained
+from schemas.record import RunRecord, StepRecord, TargetRecord, WorkRecord
+from schemas.summary import (
+    LibraryCheck,
+    NetworkSummary,
+    StepSummary,
+    Summary,
+    TargetSummary,
+    TaskSummary,
+)
+from schemas.table import Measurement
+from schemas.work import (
+    Compared,
+    Exported,
+    ExportedNetwork,
+    ExportWork,
+    FineTuned,
+    FineTuneWork,
+    Prepared,
+    PrepareWork,
+    Screened,
+    Tuned,
+    TuneWork,
+    UniformTrained,
+    UniformWork,
+)
+
+
+def summarise(record: RunRecord) -> Summary:
+    """The summary of a run, whatever state it is in."""
+    known = {target.target: target for target in record.targets}
+    for config in record.config.targets:
+        known.setdefault(config.name, _untouched(config.name))
+    return Summary(
+        run=record.config.run,
+        state=record.state,
+        error=record.error,
+        wall_s=record.wall_s,
+        started=record.started,
+        versions=record.versions,
+        phases_s=record.phases_s,
+        targets=[_target(record, target) for target in known.values()],
+    )
+
+
+def summary_schema() -> dict[str, Any]:
+    """The JSON schema of ``summary.json``."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Summary.model_json_schema(mode="serialization"),
+    }
+
+
+def lower_bound(ratios: Sequence[float], confidence: float) -> float | None:
+    """The one-sided lower confidence bound of the median of ``ratios``; None for too few.
+
+    By order statistics (the sign test), so nothing is assumed of the distribution: the k-th
+    smallest ratio, with the largest k for which fewer than k of n fair coins show heads with
+    probability at most 1 - confidence.
+    """
+    count = len(ratios)
+    below, rank = 0.0, 0
+    for heads in range(count):
+        below += math.comb(count, heads) / 2**count
+        if below > 1.0 - confidence:
+            break
+        rank = heads + 1
+    return sorted(ratios)[rank - 1] if rank else None
+
+
+# -------------------------------------------------------------------- finding in the record
+
+
+def prepared_of(record: RunRecord) -> Prepared | None:
+    """The dense network and its channel groups, once there are any."""
+    for item in reversed(record.work):
+        if isinstance(item.work, PrepareWork) and isinstance(item.outcome, Prepared):
+            return item.outcome
+    return None
+
+
+def exported_of(record: RunRecord, target: str) -> Exported | None:
+    """The last export for a target."""
+    for item in reversed(record.work):
+        if (
+            isinstance(item.work, ExportWork)
+            and isinstance(item.outcome, Exported)
+            and item.work.target == target
+        ):
+            return item.outcome
+    return None
+
+
+def work_of(record: RunRecord, target: TargetRecord) -> Iterator[WorkRecord]:
+    """The finished work behind one target's result.
+
+    Training belongs to no target by itself: the dense and the uniform network are every target's,
+    and a fine-tuning is of those targets that decided upon it or ended with it.
+    """
+    judged = {
+        content_key(step.candidate.parent.weights, step.candidate.structure)
+        for step in target.steps
+    }
+    kept = {network.weights for network in (target.current, target.final) if network is not None}
+    alone = len(record.config.targets) == 1
+    for item in record.work:
+        work, outcome = item.work, item.outcome
+        if isinstance(work, PrepareWork | UniformWork):
+            yield item
+        elif isinstance(work, FineTuneWork):
+            known = content_key(work.parent.weights, work.structure) in judged
+            ended = isinstance(outcome, FineTuned) and outcome.network.weights in kept
+            if alone or known or ended:
+                yield item
+        elif work.target == target.target:
+            yield item
+
+
+def trained_by(item: WorkRecord) -> Trained | None:
+    """The network a unit of work trained, if that is what it did."""
+    outcome = item.outcome
+    if isinstance(outcome, Prepared):
+        return outcome.dense
+    if isinstance(outcome, FineTuned | UniformTrained):
+        return outcome.network
+    return None
+
+
+def tuned_by(item: WorkRecord) -> Tuned | None:
+    """The measured programs of a unit of work; an export only repeats those of others."""
+    if isinstance(item.outcome, Tuned):
+        return item.outcome
+    return item.outcome.tuned if isinstance(item.outcome, Screened) else None
+
+
+def device_s_of(item: WorkRecord) -> float:
+    """Device seconds of a unit of work."""
+    if isinstance(item.outcome, Compared | Exported):
+        return item.outcome.device_s
+    tuned = tuned_by(item)
+    return tuned.device_s if tuned else 0.0
+
+
+# ------------------------------------------------------------------------------ one target
+
+
+def _untouched(name: str) -> TargetRecord:
+    return TargetRecord(
+        target=name,
+        state="waiting",
+        accuracy_floor=None,
+        current=None,
+        final=None,
+        steps=(),
+        stopped_by="",
+    )
+
+
+def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
+    prepared = prepared_of(record)
+    exported = exported_of(record, target.target)
+    batch = record.config.input.batch_size
+    final = target.final or target.current
+    work = list(work_of(record, target))
+    tuned = [found for found in map(tuned_by, work) if found is not None]
+    before = exported.dense_tuned if exported else _tuned_for(work, Structure())
+    after = exported.final_tuned if exported else None
+    if after is None and final is not None:
+        after = _tuned_for(work, final.structure)
+    ratios = exported.speedup_ratios if exported else ()
+    trained = [found for found in map(trained_by, work) if found is not None]
+    return TargetSummary(
+        target=target.target,
+        device_model=next((t.device_model for t in reversed(tuned)), None)
+        or (before.device_model if before else None),
+        simulated=_simulated(record, target, exported),
+        accuracy_floor=target.accuracy_floor,
+        baseline=_network(exported.dense, batch) if exported else None,
+        final=_network(exported.final, batch) if exported else None,
+        uniform=_network(exported.uniform, batch) if exported and exported.uniform else None,
+        speedup=statistics.median(ratios) if ratios else None,
+        speedup_low=lower_bound(ratios, record.config.prune.confidence) if ratios else None,
+        steps=[_step(step) for step in target.steps],
+        widths=_widths(prepared.groups if prepared else (), final),
+        tasks_before=_tasks(before),
+        tasks_after=_tasks(after),
+        measured_programs=sum(found.measured_programs for found in tuned),
+        measured_models=sum(_models(item) for item in work),
+        failed_programs=sum(found.failed_programs for found in tuned),
+        device_s=sum(device_s_of(item) for item in work),
+        train_s=sum(network.train_s for network in trained),
+        library_check=_check(exported) if exported else None,
+        artifacts=exported.artifacts if exported else {},
+        stopped_by=target.stopped_by,
+    )
+
+
+def _network(network: ExportedNetwork, batch_size: int) -> NetworkSummary:
+    latency = network.latency.latency_ms
+    return NetworkSummary(
+        latency_ms=latency,
+        latency_ms_iqr=_iqr(network.latency),
+        fps=batch_size / latency * 1000.0 if latency > 0 else 0.0,
+        val_accuracy=network.val_accuracy,
+        test_accuracy=network.test_accuracy,
+        macs=network.info.macs,
+        params=network.info.params,
+    )
+
+
+def _iqr(measurement: Measurement) -> float:
+    if len(measurement.run_ms) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(measurement.run_ms, n=4, method="inclusive")
+    return high - low
+
+
+def _step(step: StepRecord) -> StepSummary:
+    return StepSummary(
+        task=step.candidate.task_name,
+        groups=list(step.candidate.groups),
+        widths_before=list(step.candidate.widths_before),
+        widths_after=list(step.candidate.widths_after),
+        latency_ms=step.comparison.candidate.latency_ms if step.comparison else None,
+        screened_ms=step.screened_ms,
+        val_accuracy=step.val_accuracy,
+        accepted=step.accepted,
+        reason=step.reason,
+    )
+
+
+def _widths(groups: Sequence[ChannelGroup], final: Trained | None) -> dict[str, tuple[int, int]]:
+    kept = final.structure.widths if final else {}
+    return {
+        group.group_id: (group.channels, kept.get(group.group_id, group.channels))
+        for group in groups
+        if group.prunable
+    }
+
+
+def _tasks(tuned: Tuned | None) -> list[TaskSummary]:
+    if tuned is None:
+        return []
+    names = {task.task_id: task.name for task in tuned.table.tasks}
+    ran = [entry for entry in tuned.latencies if math.isfinite(entry.latency_ms)]
+    total = sum(entry.latency_ms * tuned.table.weight(entry.task_id) for entry in ran)
+    entries = sorted(ran, key=lambda entry: -entry.latency_ms * tuned.table.weight(entry.task_id))
+    return [
+        TaskSummary(
+            task=names.get(entry.task_id, entry.task_id[:12]),
+            modules=list(tuned.table.modules(entry.task_id)),
+            subgraphs=tuned.table.weight(entry.task_id),
+            program_ms=entry.latency_ms,
+            share=entry.latency_ms * tuned.table.weight(entry.task_id) / total if total else 0.0,
+            channel_tiles=list(entry.channel_tiles),
+            trials=entry.lineage_trials,
+        )
+        for entry in entries
+    ]
+
+
+def _tuned_for(work: Sequence[WorkRecord], structure: Structure) -> Tuned | None:
+    """The latest tuning of a structure, or else its screening."""
+    screened: Tuned | None = None
+    for item in reversed(work):
+        if isinstance(item.work, TuneWork) and isinstance(item.outcome, Tuned):
+            network = item.work.network
+            if network is not None and network.structure == structure:
+                return item.outcome
+        elif isinstance(item.outcome, Screened) and screened is None:
+            if getattr(item.work, "candidate", None) and (
+                item.work.candidate.structure == structure  # type: ignore[union-attr]
+            ):
+                screened = item.outcome.tuned
+    return screened
+
+
+def _models(item: WorkRecord) -> int:
+    """Whole networks measured by a unit of work."""
+    if isinstance(item.outcome, Compared):
+        return 2
+    if isinstance(item.outcome, Exported):
+        return 3 if item.outcome.uniform else 2
+    return 0
+
+
+def _check(exported: Exported) -> LibraryCheck:
+    return LibraryCheck(
+        images=exported.checked_images,
+        max_abs_difference=exported.max_abs_difference,
+        max_abs_output=exported.max_abs_output,
+    )
+
+
+def _simulated(record: RunRecord, target: TargetRecord, exported: Exported | None) -> bool:
+    """Whether any latency came from a recording."""
+    if any(t.name == target.target and t.device == "replay" for t in record.config.targets):
+        return True
+    measurements = [step.comparison.candidate for step in target.steps if step.comparison]
+    if exported:
+        measurements += [exported.dense.latency, exported.final.latency]
+    return any(measurement.device_kind == "replay" for measurement in measurements)

@@ -1,0 +1,153 @@
+"""The table actor: the process that owns the ledger, and what others hold of it.
+
+The driver holds a ``LedgerClient``, workers a ``TableClient``, which reaches the programs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from orchestrator.states import AnyState
+from orchestrator.store.base import Event, Ledger, LedgerError, RunInfo, Standing
+from orchestrator.store.sqlite import SqliteLedger
+from schemas.config import RunConfig
+from schemas.record import WorkRecord
+from schemas.table import Program
+from schemas.work import Outcome
+
+ANSWER_TIMEOUT_S = 120.0
+"""Longest wait for the table; it may wait a minute for the file's lock itself."""
+
+Answer = TypeVar("Answer")
+
+
+class TableActor:
+    """Holds the ledger of one run; every call is one call of the ledger."""
+
+    def __init__(self, path: str) -> None:
+        self._ledger = SqliteLedger(Path(path))
+
+    def call(self, method: str, *values: object) -> object:
+        """Call a method of the ledger."""
+        return getattr(self._ledger, method)(*values)
+
+
+def start_table(path: Path) -> Any:
+    """Start the actor on this node, where the file is. It comes back when its process is lost."""
+    node_id = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(TableActor)
+    return actor.options(
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        label_selector={"ray.io/node-id": node_id},
+    ).remote(str(path.absolute()))
+
+
+class _Client:
+    """Calls the actor, with a deadline."""
+
+    def __init__(self, actor: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._actor = actor
+        self._timeout_s = timeout_s
+
+    def _call(self, method: str, *values: object) -> Any:
+        try:
+            return ray.get(self._actor.call.remote(method, *values), timeout=self._timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise LedgerError(
+                f"the table did not answer {method} within {self._timeout_s:g} s: "
+                "run the same command again to go on"
+            ) from error
+        except ray.exceptions.RayActorError as error:
+            raise LedgerError(f"the table is lost during {method}: {error}") from error
+
+
+class TableClient(_Client):
+    """A worker's view of the table: programs alone. May be sent to other processes."""
+
+    def programs(self, task_ids: list[str], device_model: str) -> list[Program]:
+        """The programs of these tasks on one device model."""
+        found: list[Program] = self._call("programs", task_ids, device_model)
+        return found
+
+    def add_programs(self, programs: Sequence[Program]) -> None:
+        """Store programs."""
+        self._call("add_programs", list(programs))
+
+    def record_check(self, program: Program) -> None:
+        """Replace a stored program by itself with its outputs checked."""
+        self._call("record_check", program)
+
+    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
+        """Programs stored for each of these tasks."""
+        found: dict[str, int] = self._call("trial_counts", task_ids, device_model)
+        return found
+
+
+class LedgerClient(TableClient, Ledger):
+    """The driver's view: the whole ledger."""
+
+    def for_workers(self) -> TableClient:
+        """What workers are given."""
+        return TableClient(self._actor, self._timeout_s)
+
+    def start(
+        self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
+    ) -> RunInfo:
+        return _as(RunInfo, self._call("start", start_id, config, digest, versions))
+
+    def info(self) -> RunInfo | None:
+        found = self._call("info")
+        return None if found is None else _as(RunInfo, found)
+
+    def keep_time(self, wall_s: float) -> None:
+        self._call("keep_time", wall_s)
+
+    def transition(
+        self, target: str, expected: int, state: AnyState, message: str, at: float, wall_s: float
+    ) -> int:
+        values = (target, expected, state, message, at, wall_s)
+        return _as(int, self._call("transition", *values))
+
+    def standings(self) -> dict[str, Standing]:
+        found: dict[str, Standing] = self._call("standings")
+        return found
+
+    def events(self, after: int = 0) -> list[Event]:
+        found: list[Event] = self._call("events", after)
+        return found
+
+    def add_work(self, record: WorkRecord) -> bool:
+        return _as(bool, self._call("add_work", record))
+
+    def finished_keys(self) -> set[str]:
+        return _as(set, self._call("finished_keys"))
+
+    def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
+        found: dict[str, Outcome] = self._call("outcomes", list(keys))
+        return found
+
+    def all_work(self) -> list[WorkRecord]:
+        found: list[WorkRecord] = self._call("all_work")
+        return found
+
+    def close(self) -> None:
+        """Close the file in the actor's process and end it. Closing again does nothing."""
+        if self._actor is None:
+            return
+        try:
+            self._call("close")
+            ray.kill(self._actor)
+        finally:
+            self._actor = None
+
+
+def _as(kind: type[Answer], value: object) -> Answer:
+    if not isinstance(value, kind):
+        raise LedgerError(f"the table answered {type(value).__name__}, not {kind.__name__}")
+    return value

@@ -1,0 +1,132 @@
+"""Structure-preserving widths: which channel counts keep the fastest programs' inner loops.
+
+A program tiles its output-channel loop; the last factor is the vector factor. A width that every
+vector factor divides can be had by re-splitting the other factors, so all programs of the group
+keep their structure. Where no such width is left (a vector factor as wide as the layer), the vector
+factors of programs nearly as fast serve instead: those were measured too, and so is every transplant
+of them before it counts. Whole numbers throughout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from pydantic import Field
+
+from schemas.base import Schema
+from schemas.network import ChannelGroup
+from schemas.table import NetworkTable
+from schemas.work import TaskLatency, Tuned
+
+
+class GroupWidths(Schema):
+    """The widths a channel group may be cut to, widest first."""
+
+    group_id: str
+    current: int
+    unit: int = Field(ge=1, description="Every width is a multiple of this.")
+    widths: tuple[int, ...]
+    reason: str = Field(default="", description="Why there is no width.")
+
+
+def group_widths(
+    group: ChannelGroup, current: int, tuned: Tuned, min_width_fraction: float
+) -> GroupWidths:
+    """The structure-preserving widths of a group below its current one."""
+    refusal = _unknown_program(group, tuned)
+    if refusal:
+        return GroupWidths(
+            group_id=group.group_id, current=current, unit=group.divisor, widths=(), reason=refusal
+        )
+    least = least_width(group.channels, min_width_fraction)
+    unit = math.lcm(group.divisor, *vector_factors(group, tuned))
+    widths = multiples_between(unit, max(unit, least), current)
+    for other in _other_units(group, tuned):
+        if not widths:
+            unit, widths = other, multiples_between(other, max(other, least), current)
+    reason = "" if widths else f"no multiple of {unit} from {least} to below {current} channels"
+    return GroupWidths(
+        group_id=group.group_id, current=current, unit=unit, widths=widths, reason=reason
+    )
+
+
+def vector_factors(group: ChannelGroup, tuned: Tuned) -> tuple[int, ...]:
+    """The vector factors of the fastest programs that compute the group's channels."""
+    tasks = _tasks(tuned.table, group.producers)
+    entries = [entry for entry in tuned.latencies if entry.task_id in tasks.values()]
+    return tuple(entry.channel_tiles[-1] for entry in entries if entry.channel_tiles)
+
+
+def _other_units(group: ChannelGroup, tuned: Tuned) -> list[int]:
+    """Units by the vector factors of programs nearly as fast as the fastest, the largest first."""
+    tasks = _tasks(tuned.table, group.producers)
+    factors = [
+        entry.vector_factors
+        for entry in tuned.latencies
+        if entry.task_id in tasks.values() and entry.vector_factors
+    ]
+    units = {math.lcm(group.divisor, *choice) for choice in itertools.product(*factors)}
+    return sorted(units, reverse=True)
+
+
+def least_width(channels: int, min_width_fraction: float) -> int:
+    """The least number of channels that is at least this share of all, and not none."""
+    return max(1, math.ceil(Fraction(str(min_width_fraction)) * channels))
+
+
+def multiples_between(unit: int, least: int, below: int) -> tuple[int, ...]:
+    """The multiples of ``unit`` from ``least`` to below ``below``, widest first."""
+    first = -(-least // unit) * unit
+    return tuple(reversed(range(first, below, unit)))
+
+
+def joint_widths(groups: Sequence[GroupWidths]) -> list[tuple[int, ...]]:
+    """Widths of several groups cut at once, the weakest cut first.
+
+    Groups of one width get the same new one. Otherwise the widest group leads, and the others
+    follow in proportion, rounded down to a width of their own.
+    """
+    if len({group.current for group in groups}) == 1:
+        common = set(groups[0].widths).intersection(*(group.widths for group in groups[1:]))
+        if common:
+            return [(width,) * len(groups) for width in sorted(common, reverse=True)]
+    lead = max(groups, key=lambda group: group.current)
+    cuts = [
+        tuple(
+            width if group is lead else _in_proportion(group, width, lead.current)
+            for group in groups
+        )
+        for width in lead.widths
+    ]
+    return list(dict.fromkeys(cuts))
+
+
+def _in_proportion(group: GroupWidths, lead_width: int, lead_current: int) -> int:
+    wanted = group.current * lead_width // lead_current
+    return next((width for width in group.widths if width <= wanted), group.widths[-1])
+
+
+def _tasks(table: NetworkTable, modules: Sequence[str]) -> dict[str, str]:
+    """Torch module -> task, for those of the modules that the compiled network has."""
+    return {
+        subgraph.module: subgraph.task_id
+        for subgraph in table.subgraphs
+        if subgraph.module is not None and subgraph.module in modules
+    }
+
+
+def _unknown_program(group: ChannelGroup, tuned: Tuned) -> str:
+    """Why the group's programs are not all known; empty when they are."""
+    known: dict[str, TaskLatency] = {entry.task_id: entry for entry in tuned.latencies}
+    for modules, role in ((group.producers, "computes"), (group.consumers, "reads")):
+        tasks = _tasks(tuned.table, modules)
+        for module in modules:
+            entry = known.get(tasks.get(module, ""))
+            if entry is None:
+                return f"{module}, which {role} the channels, is no task of the compiled network"
+            if entry.program_id is None:
+                return f"no program ran of the task of {module}, which {role} the channels"
+    return ""

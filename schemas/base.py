@@ -1,0 +1,31 @@
+"""The base of every schema: closed (unknown keys are errors) and immutable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Schema(BaseModel):
+    """A closed, immutable record. Unknown keys are errors; change one with ``model_copy``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def content_key(*parts: Any) -> str:
+    """The sha256 (hex) of the canonical JSON text of ``parts``.
+
+    ``Schema`` instances are written by their JSON form, so that equal content has an equal key in
+    every process and on every machine.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"cannot make a content key of {type(value).__name__}")

@@ -1,0 +1,279 @@
+"""The configuration of a run: everything a user may say, with its default and its unit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.base import Schema
+
+_REFERENCE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class ModelConfig(Schema):
+    """Which network to prune."""
+
+    name: str = Field(
+        default="small_resnet",
+        description="A network of this project (small_resnet), torchvision:NAME, or module:function.",
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments handed to the model's constructor."
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="Weights to start from: .safetensors, or a .pt state dictionary. Without one the dense network is trained.",
+    )
+
+
+class DataConfig(Schema):
+    """Which images to train, validate and test on. Nothing is downloaded."""
+
+    name: str = Field(
+        default="digits",
+        description="digits, cifar10, imagefolder, or module:function returning the three splits.",
+    )
+    root: str | None = Field(default=None, description="Folder of cifar10 or imagefolder data.")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments handed to module:function."
+    )
+    image_size: int = Field(default=32, ge=1, description="Height and width in pixels.")
+    validation_fraction: float = Field(
+        default=0.2, gt=0.0, lt=1.0, description="Share of the images held out to steer the search."
+    )
+    test_fraction: float = Field(
+        default=0.2,
+        gt=0.0,
+        lt=1.0,
+        description="Share held out to the end, where the data set has no test split of its own.",
+    )
+
+    @model_validator(mode="after")
+    def _needs_root(self) -> DataConfig:
+        if self.name in ("cifar10", "imagefolder") and self.root is None:
+            raise ValueError(
+                f"data.root is required for {self.name}: name the folder that holds the images"
+            )
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError("data.validation_fraction and data.test_fraction leave no training images")
+        return self
+
+
+class InputConfig(Schema):
+    """The input the deployed network takes."""
+
+    batch_size: int = Field(default=1, ge=1, description="Images in one inference.")
+    dtype: Literal["float32"] = Field(default="float32", description="Element type of the network.")
+
+
+class TrainConfig(Schema):
+    """How the dense network is trained, and the recipe that fine-tuning shortens."""
+
+    epochs: int = Field(default=10, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=0.05, gt=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Used by sgd.")
+    weight_decay: float = Field(default=5e-4, ge=0.0)
+    schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
+    augmentation: Literal["none", "shift", "crop_flip"] = Field(
+        default="shift",
+        description="none; shift: up to 2 pixels; crop_flip: padded crop and left-right flip.",
+    )
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    timeout_s: float = Field(default=86_400.0, gt=0.0, description="Longest one training may take.")
+
+
+class FineTuneConfig(Schema):
+    """Training after pruning; the rest of the recipe is that of ``train``."""
+
+    short_epochs: int = Field(default=2, ge=0, description="Epochs a candidate gets before it is judged.")
+    short_learning_rate: float = Field(default=0.02, gt=0.0)
+    long_epochs: int = Field(default=8, ge=0, description="Epochs the final network gets.")
+    long_learning_rate: float = Field(default=0.02, gt=0.0)
+    max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
+
+
+class PruneConfig(Schema):
+    """What may be pruned, how filters are chosen, and when a step is taken."""
+
+    ranking: Literal["l1", "l2", "fpgm"] = Field(
+        default="l1", description="Importance of a channel, summed over its whole group."
+    )
+    accuracy_floor: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="Least validation accuracy of the final network."
+    )
+    max_accuracy_drop: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        description="Floor given as the largest drop below the dense network's validation accuracy.",
+    )
+    step_accuracy_ratio: float = Field(
+        default=0.98,
+        gt=0.0,
+        le=1.0,
+        description="A step keeps at least this share of its parent's validation accuracy.",
+    )
+    step_latency_ratio: float = Field(
+        default=0.99,
+        gt=0.0,
+        le=1.0,
+        description="A step's latency is at most this share of its parent's, by the confidence bound.",
+    )
+    confidence: float = Field(
+        default=0.97, gt=0.5, lt=1.0, description="Confidence of the latency gate's one-sided bound."
+    )
+    min_width_fraction: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Least share of a group's channels that is kept."
+    )
+    tasks_per_round: int = Field(default=3, ge=1, description="Slowest tasks proposed from at once.")
+    widths_per_task: int = Field(default=2, ge=1, description="Widths proposed for each such task.")
+    fine_tuned_per_round: int = Field(
+        default=2, ge=1, description="Screened candidates fine-tuned in a round."
+    )
+    exclude: list[str] = Field(
+        default_factory=list, description="Module name patterns (fnmatch) that are never pruned."
+    )
+
+    @model_validator(mode="after")
+    def _one_floor(self) -> PruneConfig:
+        if (self.accuracy_floor is None) == (self.max_accuracy_drop is None):
+            raise ValueError(
+                "give either prune.accuracy_floor or prune.max_accuracy_drop, and not both"
+            )
+        return self
+
+
+class TuneConfig(Schema):
+    """The search for programs. Trials are measured programs."""
+
+    trials_per_task: int = Field(default=16, ge=1, description="For each task of the dense network.")
+    retune_trials_per_task: int = Field(
+        default=8, ge=0, description="For each changed task after an accepted step."
+    )
+    final_trials_per_task: int = Field(
+        default=32, ge=1, description="In total, for each task of the final network and the baseline."
+    )
+    round_size: int = Field(default=16, ge=1, description="Programs built and measured in one batch.")
+    population_size: int = Field(default=64, ge=1)
+    generations: int = Field(default=1, ge=1)
+    transplant_variants: int = Field(
+        default=4, ge=1, description="Re-splits measured for one transplanted program."
+    )
+    build_timeout_s: float = Field(default=5.0, gt=0.0, description="For one build alone.")
+    model_build_timeout_s: float = Field(
+        default=300.0, gt=0.0, description="For the build of one whole network."
+    )
+
+
+class MeasureConfig(Schema):
+    """How latencies are taken on a device."""
+
+    program_repeats: int = Field(default=3, ge=1)
+    program_min_repeat_ms: int = Field(default=10, ge=0)
+    model_repeats: int = Field(default=10, ge=3, description="Pairs taken for one comparison.")
+    model_min_repeat_ms: int = Field(default=30, ge=0)
+    cache_flush_bytes: int = Field(
+        default=0, ge=0, description="Bytes written before each repeat to empty the device's caches."
+    )
+    session_timeout_s: int = Field(default=60, ge=1, description="Lease of one device session.")
+    device_wait_s: float = Field(default=60.0, gt=0.0, description="Longest wait for a free device.")
+    answer_timeout_s: float = Field(
+        default=30.0, gt=0.0, description="Longest silence of a device before it counts as dead."
+    )
+
+
+class TargetConfig(Schema):
+    """One kind of device to compile for and measure on."""
+
+    name: str = Field(default="host", pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    device: Literal["local", "tracker", "replay"] = Field(
+        default="local",
+        description="local: a device server started on this machine. tracker: a device that another "
+        "agent registered. replay: answers from a recording, labelled so in every result.",
+    )
+    tvm_target: dict[str, Any] | Literal["host"] = Field(
+        default="host", description="A TVM target as a dictionary, or host for this machine's CPU."
+    )
+    threads: int = Field(default=0, ge=0, description="Threads of the device; 0 means all its cores.")
+    cores: list[int] | None = Field(
+        default=None, description="Core mask of a local device; without it all cores, shared."
+    )
+    key: str = Field(default="local", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Tracker key.")
+    tracker_host: str = "127.0.0.1"
+    tracker_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Required for device: tracker."
+    )
+    recording: str | None = Field(
+        default=None,
+        description="local and tracker: a file to record answers to. replay: the file to answer from.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> TargetConfig:
+        if self.device == "tracker" and self.tracker_port is None:
+            raise ValueError("targets[].tracker_port is required for device: tracker")
+        if self.device == "replay" and self.recording is None:
+            raise ValueError("targets[].recording is required for device: replay")
+        return self
+
+
+class BudgetConfig(Schema):
+    """When to stop although steps still pay. These alone may change when a run is resumed."""
+
+    max_rounds: int = Field(default=30, ge=0, description="Rounds of propose and judge.")
+    max_hours: float = Field(default=240.0, gt=0.0, description="Wall-clock time of the search loop.")
+
+
+class ClusterConfig(Schema):
+    """Where Ray runs. Without an address (and RAY_ADDRESS) it is started on this machine."""
+
+    address: str | None = None
+    worker_cpus: int | None = Field(default=None, ge=1, description="Ray CPUs where Ray is started here.")
+
+
+class RunConfig(Schema):
+    """A whole run."""
+
+    run: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name; the folder is output/NAME."
+    )
+    output: str = Field(default="runs", description="Folder that holds the run folders.")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    input: InputConfig = InputConfig()
+    train: TrainConfig = TrainConfig()
+    fine_tune: FineTuneConfig = FineTuneConfig()
+    metric: str = Field(default="top1", description="top1, or module:function(logits, labels) -> float.")
+    prune: PruneConfig
+    tune: TuneConfig = TuneConfig()
+    measure: MeasureConfig = MeasureConfig()
+    targets: list[TargetConfig] = Field(default_factory=lambda: [TargetConfig()], min_length=1)
+    budget: BudgetConfig = BudgetConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    compare_uniform: float | None = Field(
+        default=None,
+        gt=0.0,
+        lt=1.0,
+        description="Also train this share of every width from scratch, tuned alike: a row of the report.",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, value: str) -> str:
+        if value != "top1" and not _REFERENCE.match(value):
+            raise ValueError("metric is top1 or module:function")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct_targets(self) -> RunConfig:
+        names = [target.name for target in self.targets]
+        if len(set(names)) != len(names):
+            raise ValueError(f"targets[].name must differ: {names}")
+        return self

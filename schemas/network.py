@@ -1,0 +1,59 @@
+"""The structure of a network as data: channel groups and their widths."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from schemas.base import Schema
+
+
+class ChannelGroup(Schema):
+    """Layers whose channels must be removed together.
+
+    ``group_id`` is the dotted name of the group's first producer in the order of the network's
+    modules; it stays the same whatever the widths.
+    """
+
+    group_id: str
+    channels: int = Field(ge=1, description="Channels of the dense network.")
+    producers: tuple[str, ...] = Field(
+        description="Module names of the convolutions and linear layers whose outputs these channels are."
+    )
+    consumers: tuple[str, ...] = Field(
+        description="Module names of the convolutions and linear layers that read these channels."
+    )
+    divisor: int = Field(default=1, ge=1, description="Every width is a multiple of this.")
+    prunable: bool = True
+    reason: str = Field(default="", description="Why it is not prunable.")
+
+
+class Structure(Schema):
+    """A pruned network's structure: the width of every group that is not dense."""
+
+    widths: dict[str, int] = Field(
+        default_factory=dict, description="group_id -> kept channels; a group not named is dense."
+    )
+
+    def with_widths(self, widths: dict[str, int]) -> Structure:
+        """This structure with the given groups' widths replaced."""
+        return Structure(widths=dict(sorted({**self.widths, **widths}.items())))
+
+
+class NetworkInfo(Schema):
+    """What is known of a network without compiling it."""
+
+    macs: int = Field(ge=0, description="Multiply-accumulates of one input image.")
+    params: int = Field(ge=0)
+    input_shape: tuple[int, ...] = Field(description="Batch, channels, height, width.")
+    class_names: tuple[str, ...] = ()
+
+
+class Trained(Schema):
+    """A network whose weights exist as a file."""
+
+    structure: Structure
+    weights: str = Field(description="Artefact address (sha256) of the safetensors file.")
+    val_accuracy: float = Field(ge=0.0, le=1.0)
+    info: NetworkInfo
+    train_s: float = Field(ge=0.0, description="Seconds of training that made these weights.")
+    epochs: int = Field(ge=0)

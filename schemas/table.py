@@ -1,0 +1,117 @@
+"""The table: tasks <-> subgraphs <-> programs, and the measurements behind them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Schema
+
+TaskKind = Literal["conv2d", "depthwise", "dense", "other"]
+
+
+class Subgraph(Schema):
+    """One fused call site of the compiled network."""
+
+    index: int = Field(ge=0, description="Position among the call sites of the network.")
+    task_id: str
+    module: str | None = Field(description="Torch module whose weight feeds it; None without a weight.")
+    parameter: str | None = Field(description="Name of the parameter that feeds it.")
+    output_shape: tuple[int, ...]
+
+
+class Task(Schema):
+    """The workload that several identical subgraphs share, on one target."""
+
+    task_id: str = Field(description="sha256 of canonical text, shapes and target.")
+    name: str
+    kind: TaskKind
+    workload: str = Field(description="Artefact address of the workload (TVM JSON).")
+    macs: int = Field(ge=0)
+
+
+class Measurement(Schema):
+    """Latencies, and what is needed to believe them."""
+
+    run_ms: tuple[float, ...] = Field(min_length=1, description="One mean per repeat.")
+    device: str = Field(description="Which physical device answered.")
+    device_kind: Literal["local", "tracker", "replay"]
+    threads: int = Field(ge=1, description="Threads the device's runtime reported.")
+    temperature_c: float | None = None
+    canary_ratio: float | None = Field(
+        default=None, description="Time of a fixed small workload over its first time in the session."
+    )
+    measured_at: float = Field(description="Seconds since the epoch.")
+
+    @property
+    def latency_ms(self) -> float:
+        """The median of the repeats, in milliseconds."""
+        ordered = sorted(self.run_ms)
+        middle = len(ordered) // 2
+        if len(ordered) % 2:
+            return ordered[middle]
+        return (ordered[middle - 1] + ordered[middle]) / 2
+
+
+class Program(Schema):
+    """One schedule trace for a task with its measured latency on one device model."""
+
+    program_id: str = Field(description="sha256 of task and trace.")
+    task_id: str
+    device_model: str
+    trace: str = Field(description="The schedule's trace as TVM JSON.")
+    source: Literal["search", "transplant"]
+    channel_tiles: tuple[int, ...] = Field(
+        default=(),
+        description="Factors of the output-channel loop, outermost first, the last one the vector "
+        "factor; empty when the program does not tile it.",
+    )
+    reduction_tiles: tuple[int, ...] = Field(
+        default=(), description="Factors of the input-channel (reduction) loop, outermost first."
+    )
+    parent: str | None = Field(default=None, description="Program a transplant was taken from.")
+    batch: str = Field(
+        default="", description="The unit of work and the round in it that measured the program."
+    )
+    lineage_trials: int = Field(
+        default=0, ge=0, description="Of a transplant: trials behind the program it was taken from."
+    )
+    measurement: Measurement | None = Field(description="None when it did not build or run.")
+    error: str = Field(default="", description="Why there is no measurement.")
+    max_abs_error: float | None = Field(
+        default=None, description="Largest difference from the untuned program's output, where checked."
+    )
+
+    @property
+    def latency_ms(self) -> float:
+        """Measured latency; infinite for a program that did not run."""
+        return self.measurement.latency_ms if self.measurement else float("inf")
+
+
+class NetworkTable(Schema):
+    """The tasks and subgraphs of one network structure on one target."""
+
+    tasks: tuple[Task, ...]
+    subgraphs: tuple[Subgraph, ...]
+
+    def weight(self, task_id: str) -> int:
+        """How many subgraphs share the task."""
+        return sum(subgraph.task_id == task_id for subgraph in self.subgraphs)
+
+    def modules(self, task_id: str) -> tuple[str, ...]:
+        """Torch modules behind the task, in network order."""
+        return tuple(
+            subgraph.module
+            for subgraph in self.subgraphs
+            if subgraph.task_id == task_id and subgraph.module is not None
+        )
+
+
+class Comparison(Schema):
+    """Paired latencies of two networks, interleaved on one physical device."""
+
+    reference_ms: tuple[float, ...] = Field(min_length=1)
+    candidate_ms: tuple[float, ...] = Field(min_length=1)
+    reference: Measurement
+    candidate: Measurement

@@ -1,0 +1,229 @@
+"""Units of work and their outcomes: what the orchestrator asks of the workers.
+
+A unit of work is pure data with a key made of its content. Its outcome is stored in the ledger under
+that key, so that the same work is never done twice, whoever asks for it and however often the run is
+started again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Schema, content_key
+from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
+from schemas.table import Comparison, Measurement, NetworkTable
+
+
+class Candidate(Schema):
+    """A parent network plus new widths for the groups behind one task."""
+
+    candidate_id: str = Field(description="sha256 (first 16 digits) of parent weights and widths.")
+    task_id: str
+    task_name: str
+    parent: Trained
+    structure: Structure = Field(description="The whole structure with the new widths.")
+    groups: tuple[str, ...]
+    widths_before: tuple[int, ...]
+    widths_after: tuple[int, ...]
+
+
+class _Work(Schema):
+    @property
+    def key(self) -> str:
+        """Content key: equal work has an equal key."""
+        return content_key(self)
+
+
+class PrepareWork(_Work):
+    """Load or train the dense network, find its channel groups."""
+
+    kind: Literal["prepare"] = "prepare"
+
+
+class UniformWork(_Work):
+    """Train the network narrowed to a share of every width from scratch."""
+
+    kind: Literal["uniform"] = "uniform"
+    fraction: float
+
+
+class TuneWork(_Work):
+    """Search programs for the tasks of a network until each has this many trials.
+
+    ``trials`` overrides ``trials_per_task`` for single tasks, by torch module name. Only tasks that
+    have a module in ``modules`` are searched (all, when it is None).
+    """
+
+    kind: Literal["tune"] = "tune"
+    target: str
+    network: Trained | None = Field(description="None for the uniform network named by fraction.")
+    fraction: float | None = None
+    trials_per_task: int = Field(ge=0)
+    trials: dict[str, int] = Field(default_factory=dict)
+    added_trials: bool = Field(
+        default=False, description="Count trials from what is there already, not from zero."
+    )
+    modules: tuple[str, ...] | None = None
+
+
+class ScreenWork(_Work):
+    """Transplant every program a candidate affects and measure the variants on the device."""
+
+    kind: Literal["screen"] = "screen"
+    target: str
+    candidate: Candidate
+
+
+class FineTuneWork(_Work):
+    """Prune the parent's weights to the candidate's structure and train."""
+
+    kind: Literal["fine_tune"] = "fine_tune"
+    parent: Trained
+    structure: Structure
+    epochs: int = Field(ge=0)
+    learning_rate: float = Field(gt=0.0)
+
+
+class CompareWork(_Work):
+    """Measure two whole compiled networks, paired and interleaved, on one device."""
+
+    kind: Literal["compare"] = "compare"
+    target: str
+    reference: Trained
+    candidate: Trained
+    label: str = Field(default="", description="Which comparison of the run this is.")
+
+
+class ExportWork(_Work):
+    """Write, load and check the deployable artefacts; use the test split, once."""
+
+    kind: Literal["export"] = "export"
+    target: str
+    dense: Trained
+    final: Trained
+    uniform: Trained | None = None
+    fraction: float | None = None
+
+
+Work = Annotated[
+    PrepareWork | UniformWork | TuneWork | ScreenWork | FineTuneWork | CompareWork | ExportWork,
+    Field(discriminator="kind"),
+]
+
+
+class Prepared(Schema):
+    """Outcome of PrepareWork."""
+
+    kind: Literal["prepared"] = "prepared"
+    dense: Trained
+    groups: tuple[ChannelGroup, ...]
+
+
+class UniformTrained(Schema):
+    """Outcome of UniformWork. Its structure is not one of the dense network's groups."""
+
+    kind: Literal["uniform_trained"] = "uniform_trained"
+    network: Trained
+
+
+class TaskLatency(Schema):
+    """The fastest program of one task of a network, and what finding it took."""
+
+    task_id: str
+    program_id: str | None = Field(description="None when no program of the task ran.")
+    latency_ms: float = Field(ge=0.0, description="Of one call of the program.")
+    channel_tiles: tuple[int, ...] = ()
+    reduction_tiles: tuple[int, ...] = ()
+    vector_factors: tuple[int, ...] = Field(
+        default=(),
+        description="Vector factors of the programs nearly as fast as the fastest, its own first.",
+    )
+    trials: int = Field(ge=0, description="Programs measured for this very task.")
+    lineage_trials: int = Field(
+        ge=0, description="With those of the tasks its programs were transplanted from."
+    )
+
+
+class Tuned(Schema):
+    """Outcome of TuneWork."""
+
+    kind: Literal["tuned"] = "tuned"
+    device_model: str
+    table: NetworkTable
+    latencies: tuple[TaskLatency, ...]
+    measured_programs: int = Field(ge=0, description="Programs measured by this work.")
+    failed_programs: int = Field(ge=0, description="Programs that did not build or run.")
+    device_s: float = Field(ge=0.0)
+    wall_s: float = Field(ge=0.0)
+
+    def latency(self, task_id: str) -> TaskLatency:
+        """The task's entry; KeyError when the network has no such task."""
+        for entry in self.latencies:
+            if entry.task_id == task_id:
+                return entry
+        raise KeyError(task_id)
+
+    @property
+    def sum_ms(self) -> float:
+        """Program latency times subgraphs, over all tasks."""
+        return sum(entry.latency_ms * self.table.weight(entry.task_id) for entry in self.latencies)
+
+
+class Screened(Schema):
+    """Outcome of ScreenWork."""
+
+    kind: Literal["screened"] = "screened"
+    candidate_id: str
+    tuned: Tuned | None = Field(description="The candidate's table; None when it was refused.")
+    refused: str = Field(default="", description="Why there is no transplant.")
+    parent_ms: float = Field(ge=0.0, description="Sum of the parent's programs.")
+    candidate_ms: float = Field(ge=0.0, description="Sum of the candidate's programs.")
+
+
+class FineTuned(Schema):
+    """Outcome of FineTuneWork."""
+
+    kind: Literal["fine_tuned"] = "fine_tuned"
+    network: Trained
+
+
+class Compared(Schema):
+    """Outcome of CompareWork."""
+
+    kind: Literal["compared"] = "compared"
+    comparison: Comparison
+    device_s: float = Field(ge=0.0)
+
+
+class ExportedNetwork(Schema):
+    """One network as it is deployed: measured, and judged on the test split."""
+
+    latency: Measurement
+    val_accuracy: float
+    test_accuracy: float
+    info: NetworkInfo
+
+
+class Exported(Schema):
+    """Outcome of ExportWork."""
+
+    kind: Literal["exported"] = "exported"
+    dense: ExportedNetwork
+    final: ExportedNetwork
+    uniform: ExportedNetwork | None = None
+    dense_tuned: Tuned
+    final_tuned: Tuned
+    speedup_ratios: tuple[float, ...] = Field(description="dense / final, one for each pair.")
+    max_abs_difference: float = Field(ge=0.0, description="Library's logits against torch's.")
+    max_abs_output: float = Field(ge=0.0, description="Largest absolute logit, for scale.")
+    checked_images: int = Field(ge=1)
+    artifacts: dict[str, str] = Field(description="What -> path relative to the run folder.")
+    device_s: float = Field(ge=0.0)
+
+
+Outcome = Annotated[
+    Prepared | UniformTrained | Tuned | Screened | FineTuned | Compared | Exported,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,295 @@
+"""One contract for every ledger; and what only a file has to stand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_world
+import pytest
+
+from orchestrator.machine import start
+from orchestrator.states import Done, Preparing, Search, Tuning
+from orchestrator.store import config_guard
+from orchestrator.store.base import Ledger, LedgerError, LedgerFull, StaleSequence
+from orchestrator.store.memory import MemoryLedger
+from orchestrator.store.reader import LEDGER, NoRun, read_run, record_of
+from orchestrator.store.sqlite import SqliteLedger
+from orchestrator.transition import IllegalTransition
+from schemas.record import WorkRecord
+from schemas.table import Program
+from schemas.work import FineTuneWork, PrepareWork, Work
+
+Open = Callable[[], Ledger]
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    opened = SqliteLedger(tmp_path / LEDGER) if request.param == "sqlite" else MemoryLedger()
+    yield opened
+    opened.close()
+
+
+def search() -> Search:
+    dense = fake_world.network()
+    return Search(
+        prepare_key="p", dense=dense, uniform=None, floor=0.9, current=dense, tuned_key="t"
+    )
+
+
+def tuning() -> Tuning:
+    return Tuning(target="host", search=search())
+
+
+def record(work: Work | None = None, seconds: float = 1.0) -> WorkRecord:
+    item = work or PrepareWork()
+    outcome = fake_world.outcome_of(item)
+    return WorkRecord(work=item, outcome=outcome, finished_at=5.0, seconds=seconds)
+
+
+def program(number: int, task_id: str = "task", device_model: str = "m") -> Program:
+    return Program(
+        program_id=f"program-{number}",
+        task_id=task_id,
+        device_model=device_model,
+        trace="[]",
+        source="search",
+        measurement=fake_world.measurement(float(number + 1)),
+    )
+
+
+class TestContract:
+    def test_a_start_is_counted_once(self, ledger: Ledger) -> None:
+        config = fake_world.config()
+        assert ledger.info() is None
+        assert ledger.start("a", config, "d", {"ray": "2"}).started == 1
+        assert ledger.start("a", config, "d", {"ray": "2"}).started == 1
+        info = ledger.start("b", config, "d", {"ray": "3"})
+        assert (info.started, info.versions, info.config) == (2, {"ray": "3"}, config)
+
+    def test_time_only_grows(self, ledger: Ledger) -> None:
+        ledger.start("a", fake_world.config(), "d", {})
+        for wall_s in (3.0, 7.5, 2.0):
+            ledger.keep_time(wall_s)
+        info = ledger.info()
+        assert info is not None and info.wall_s == 7.5
+
+    def test_a_transition_is_an_event_and_the_current_state(self, ledger: Ledger) -> None:
+        first = ledger.transition("host", 0, start("host"), "begins", 1.0, 0.5)
+        second = ledger.transition("host", first, tuning(), "floor", 2.0, 1.5)
+        standing = ledger.standings()["host"]
+        assert (standing.sequence, standing.previous) == (second, first)
+        assert standing.state == tuning()
+        told = [(event.kind, event.message, event.at, event.wall_s) for event in ledger.events()]
+        assert told == [("preparing", "begins", 1.0, 0.5), ("tuning", "floor", 2.0, 1.5)]
+        assert [event.sequence for event in ledger.events(after=first)] == [second]
+
+    def test_a_transition_compares_before_it_sets(self, ledger: Ledger) -> None:
+        first = ledger.transition("host", 0, start("host"), "", 1.0, 0.0)
+        ledger.transition("other", 0, start("other"), "", 1.0, 0.0)
+        with pytest.raises(StaleSequence, match="host"):
+            ledger.transition("host", first + 1, tuning(), "", 2.0, 0.0)
+        assert ledger.standings()["host"].state == start("host")
+        assert len(ledger.events()) == 2
+
+    def test_repeating_a_transition_is_no_second_event(self, ledger: Ledger) -> None:
+        first = ledger.transition("host", 0, start("host"), "", 1.0, 0.0)
+        second = ledger.transition("host", first, tuning(), "", 2.0, 0.0)
+        assert ledger.transition("host", first, tuning(), "", 3.0, 0.0) == second
+        assert len(ledger.events()) == 2
+
+    def test_an_undeclared_transition_is_refused(self, ledger: Ledger) -> None:
+        with pytest.raises(IllegalTransition, match="begins with preparing"):
+            ledger.transition("host", 0, tuning(), "", 1.0, 0.0)
+        first = ledger.transition("host", 0, start("host"), "", 1.0, 0.0)
+        done = Done(target="host", search=search(), final=fake_world.network())
+        with pytest.raises(IllegalTransition, match="preparing may not be followed by done"):
+            ledger.transition("host", first, done, "", 2.0, 0.0)
+        assert isinstance(ledger.standings()["host"].state, Preparing)
+        assert len(ledger.events()) == 1
+
+    def test_work_is_stored_once(self, ledger: Ledger) -> None:
+        assert ledger.add_work(record(seconds=1.0))
+        assert not ledger.add_work(record(seconds=9.0))
+        assert [item.seconds for item in ledger.all_work()] == [1.0]
+        key = PrepareWork().key
+        assert ledger.finished_keys() == {key}
+        assert ledger.outcomes([key, "unknown"]) == {key: record().outcome}
+
+    def test_programs_are_found_by_task_and_device(self, ledger: Ledger) -> None:
+        ledger.add_programs([program(2), program(1), program(3, task_id="another")])
+        ledger.add_programs([program(1), program(4, device_model="n")])
+        assert [item.program_id for item in ledger.programs(["task"], "m")] == [
+            "program-2",
+            "program-1",
+        ]
+        assert len(ledger.programs(["task", "another"], "m")) == 3
+        assert ledger.programs([], "m") == []
+        assert ledger.trial_counts(["task", "none"], "m") == {"task": 2, "none": 0}
+
+    def test_many_keys_at_once(self, ledger: Ledger) -> None:
+        ledger.add_programs([program(number, task_id=f"t{number}") for number in range(1200)])
+        names = [f"t{number}" for number in range(1200)]
+        assert len(ledger.programs(names, "m")) == 1200
+
+    def test_the_record_of_a_begun_run(self, ledger: Ledger) -> None:
+        with pytest.raises(LookupError):
+            record_of(ledger)
+        ledger.start("a", fake_world.config(targets=[{"name": "host"}]), "d", {})
+        first = ledger.transition("host", 0, start("host"), "", 1.0, 2.0)
+        ledger.transition("host", first, tuning(), "", 2.0, 5.0)
+        ledger.keep_time(9.0)
+        found = record_of(ledger)
+        assert (found.state, found.error, found.started) == ("running", "", 1)
+        assert found.phases_s == {"preparing": 3.0, "tuning": 4.0}
+        assert found.targets[0].accuracy_floor == 0.9
+
+
+class TestFile:
+    def test_it_opens_again_as_it_was(self, tmp_path: Path) -> None:
+        path = tmp_path / LEDGER
+        before = SqliteLedger(path)
+        before.start("a", fake_world.config(), "d", {})
+        before.transition("host", 0, start("host"), "begins", 1.0, 0.0)
+        before.add_work(record())
+        before.add_programs([program(1)])
+        before.close()
+        after = SqliteLedger(path)
+        assert after.info() is not None
+        assert after.standings()["host"].state == start("host")
+        assert after.finished_keys() == {PrepareWork().key}
+        assert after.programs(["task"], "m") == [program(1)]
+        after.close()
+
+    def test_events_cannot_be_changed(self, tmp_path: Path) -> None:
+        ledger = SqliteLedger(tmp_path / LEDGER)
+        ledger.transition("host", 0, start("host"), "begins", 1.0, 0.0)
+        ledger.close()
+        db = sqlite3.connect(tmp_path / LEDGER)
+        for statement in ("UPDATE event SET message = 'x'", "DELETE FROM event"):
+            with pytest.raises(sqlite3.IntegrityError, match="only appended"):
+                db.execute(statement)
+        db.close()
+
+    def test_a_reader_sees_a_run_that_is_open_and_writes_nothing(self, tmp_path: Path) -> None:
+        ledger = SqliteLedger(tmp_path / LEDGER)
+        ledger.start("a", fake_world.config(), "d", {})
+        assert read_run(tmp_path).started == 1
+        reader = SqliteLedger(tmp_path / LEDGER, read_only=True)
+        with pytest.raises(LedgerError, match="readonly"):
+            reader.add_work(record())
+        reader.close()
+        ledger.close()
+        with pytest.raises(NoRun, match="holds no run"):
+            read_run(tmp_path / "elsewhere")
+
+    def test_a_newer_layout_is_refused(self, tmp_path: Path) -> None:
+        SqliteLedger(tmp_path / LEDGER).close()
+        db = sqlite3.connect(tmp_path / LEDGER)
+        db.execute("PRAGMA user_version = 99")
+        db.close()
+        with pytest.raises(LedgerError, match="newer cprune"):
+            SqliteLedger(tmp_path / LEDGER)
+
+    def test_something_else_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / LEDGER).write_text("not a ledger at all" * 100)
+        with pytest.raises(LedgerError, match="not a database"):
+            SqliteLedger(tmp_path / LEDGER)
+
+    def test_a_full_disk_loses_nothing(self, tmp_path: Path) -> None:
+        ledger = SqliteLedger(tmp_path / LEDGER)
+        ledger.start("a", fake_world.config(), "d", {})
+        pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
+        ledger._db.execute(f"PRAGMA max_page_count = {pages + 4}")
+        stored: list[str] = []
+        with pytest.raises(LedgerFull, match="free some space and run the same command again"):
+            for epochs in range(1000):
+                work = FineTuneWork(
+                    parent=fake_world.network(),
+                    structure=fake_world.network().structure,
+                    epochs=epochs,
+                    learning_rate=0.1,
+                )
+                ledger.add_work(record(work))
+                stored.append(work.key)
+        assert stored
+        assert ledger.finished_keys() == set(stored)
+        ledger._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+        assert ledger.add_work(record())
+        ledger.close()
+        again = SqliteLedger(tmp_path / LEDGER)
+        assert again.finished_keys() == {*stored, PrepareWork().key}
+        again.close()
+
+    def test_a_killed_writer_leaves_whole_transactions(self, tmp_path: Path) -> None:
+        root = Path(__file__).parents[2]
+        for number in range(3):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            writer = subprocess.Popen(
+                [sys.executable, __file__, str(folder / LEDGER)],
+                env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+                stdout=subprocess.PIPE,
+            )
+            assert writer.stdout is not None
+            for _ in range(3):
+                told = int(writer.stdout.readline())
+            time.sleep(0.01 * number)
+            writer.send_signal(signal.SIGKILL)
+            writer.wait(10)
+            told = max([told, *map(int, writer.stdout.read().split()[:-1])])
+            ledger = SqliteLedger(folder / LEDGER)
+            events = ledger.events()
+            standings = ledger.standings()
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            assert len(events) >= told
+            assert {name: item.sequence for name, item in standings.items()} == {
+                event.target: event.sequence for event in events
+            }
+            assert len(ledger.programs(["task"], "m")) % 5 == 0
+            assert ledger._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+            ledger.close()
+
+
+class TestConfigGuard:
+    def test_only_budgets_may_change(self) -> None:
+        old = fake_world.config()
+        config_guard.check(old, fake_world.config(budget={"max_rounds": 99}), "runs/x")
+        new = fake_world.config(seed=7, targets=[{"name": "host", "threads": 2}])
+        with pytest.raises(config_guard.ConfigChanged) as refusal:
+            config_guard.check(old, new, "runs/x")
+        text = str(refusal.value)
+        assert "seed was 0 and is now 7" in text
+        assert "targets[0].threads was 0 and is now 2" in text
+        assert "budget.max_rounds" not in text
+
+    def test_the_digest_leaves_the_budgets_out(self) -> None:
+        budget = fake_world.config(budget={"max_rounds": 99})
+        assert config_guard.digest(fake_world.config()) == config_guard.digest(budget)
+        assert config_guard.digest(fake_world.config()) != config_guard.digest(
+            fake_world.config(seed=1)
+        )
+
+
+def write_for_ever(path: Path) -> None:
+    """What the killed writer does."""
+    ledger = SqliteLedger(path)
+    number = 0
+    while True:
+        name = f"target-{number}"
+        first = ledger.transition(name, 0, start(name), "", 0.0, 0.0)
+        state = Tuning(target=name, search=search())
+        sequence = ledger.transition(name, first, state, "", 0.0, 0.0)
+        ledger.add_programs([program(5 * number + index) for index in range(5)])
+        print(sequence, flush=True)
+        number += 1
+
+
+if __name__ == "__main__":
+    write_for_ever(Path(sys.argv[1]))

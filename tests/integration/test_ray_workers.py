@@ -1,0 +1,114 @@
+"""The table actor and the workers in Ray, in a small Ray of this test's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_ray_entry
+import fake_world
+import pytest
+import ray
+
+import orchestrator.policies.retry as retry
+from orchestrator.driver import run
+from orchestrator.machine import start
+from orchestrator.ray_workers import sort_failure
+from orchestrator.store.base import StaleSequence
+from orchestrator.store.reader import LEDGER, read_run
+from orchestrator.store.sqlite import SqliteLedger
+from orchestrator.table_actor import LedgerClient, start_table
+from schemas.record import WorkRecord
+from schemas.work import PrepareWork
+from workers.errors import UserError
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_ray() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_AUTH_MODE")}
+    os.environ["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 * 1024 * 1024,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def test_the_table_is_the_ledger_from_afar(tmp_path: Path) -> None:
+    client = LedgerClient(start_table(tmp_path / LEDGER))
+    config = fake_world.config()
+    assert client.info() is None
+    assert client.start("a", config, "d", {"ray": "2"}).started == 1
+    first = client.transition("host", 0, start("host"), "begins", 1.0, 2.0)
+    with pytest.raises(StaleSequence, match="host is at event"):
+        client.transition("host", 7, start("host"), "begins", 1.0, 2.0)
+    assert client.standings()["host"].sequence == first
+    assert [event.message for event in client.events()] == ["begins"]
+    work = PrepareWork()
+    outcome = fake_world.outcome_of(work)
+    record = WorkRecord(work=work, outcome=outcome, finished_at=1.0, seconds=1.0)
+    assert client.add_work(record) and not client.add_work(record)
+    assert client.finished_keys() == {work.key}
+    assert client.outcomes([work.key]) == {work.key: outcome}
+    assert client.all_work() == [record]
+    client.keep_time(9.0)
+    info = client.info()
+    assert info is not None and info.wall_s == 9.0
+    client.close()
+    client.close()
+    ledger = SqliteLedger(tmp_path / LEDGER, read_only=True)
+    assert ledger.finished_keys() == {work.key}
+    ledger.close()
+
+
+def test_a_run_in_ray_survives_a_lost_actor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "workers.ray_entry", fake_ray_entry)
+    monkeypatch.setattr(retry, "RETRY_DELAY_S", {})
+    told: list[str] = []
+    record = run(fake_world.config(), tmp_path, report=told.append)
+    assert record.state == "done"
+    assert (tmp_path / "died").exists()
+    assert any("worker lost" in line and "1 (max 3)" in line for line in told)
+    assert read_run(tmp_path) == record
+    ledger = SqliteLedger(tmp_path / LEDGER, read_only=True)
+    assert ledger.trial_counts(["export", "compare"], "host")["export"] == 1
+    ledger.close()
+
+
+def test_a_users_error_reaches_the_user_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "workers.ray_entry", fake_ray_entry)
+    record = run(fake_world.config(seed=13), tmp_path, report=lambda line: None)
+    assert record.state == "failed"
+    assert record.error == "data.root: there is no folder of that name; name another"
+
+
+def test_failures_are_sorted_into_their_classes() -> None:
+    class DeviceLost(RuntimeError):
+        pass
+
+    assert sort_failure(UserError("a", "b")).kind == "user_error"
+    assert sort_failure(DeviceLost("gone")).kind == "device_lost"
+    assert sort_failure(ray.exceptions.WorkerCrashedError()).kind == "worker_lost"
+    assert sort_failure(OSError(28, "No space left on device")).kind == "user_error"
+    assert sort_failure(ConnectionResetError("peer")).kind == "device_lost"
+    assert sort_failure(TimeoutError("cores")).kind == "timed_out"
+    found = sort_failure(KeyError("bug"))
+    assert (found.kind, found.message) == ("internal_error", "KeyError: 'bug'")

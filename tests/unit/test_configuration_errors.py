@@ -1,0 +1,103 @@
+"""Configurations: precedence of the sources, and one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.configuration import ConfigurationError, load_config, resolved_yaml
+
+GOOD = "run: one\nprune:\n  max_accuracy_drop: 0.01\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems(path: Path, overrides: tuple[str, ...] = (), **environ: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path, overrides, environ)
+    assert caught.value.exit_code == 2
+    return list(caught.value.problems)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "tune: {trials_per_task: 4, round_size: 8}\n")
+    environ = {"CPRUNE_TUNE__TRIALS_PER_TASK": "5", "CPRUNE_SEED": "9", "HOME": "/nowhere"}
+    config = load_config(path, ["tune.trials_per_task=6", "targets.0.threads=2"], environ)
+    assert (config.tune.trials_per_task, config.tune.round_size, config.seed) == (6, 8, 9)
+    assert config.targets[0].threads == 2
+    assert load_config(path, [], environ).tune.trials_per_task == 5
+
+
+def test_resolved_yaml_comes_back_the_same(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD), [], {})
+    assert load_config(write(tmp_path, resolved_yaml(config)), [], {}) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("prune: {max_accuracy_drop: 0.01, rankng: l1}", ["prune.rankng", "prune.ranking"]),
+        ("prune: {max_accuracy_drop: 0.01}\ntune: {trials: 4}", ["tune.trials_per_task"]),
+        ("prune: {max_accuracy_drop: 0.01}\nepochs: 4", ["train.epochs"]),
+        ("prune: {max_accuracy_drop: 0.01, ranking: l3}", ["'l3'", "'l1', 'l2' or 'fpgm'"]),
+        ("prune: {accuracy_floor: 97}", ["prune.accuracy_floor is 97", "write 0.97"]),
+        ("prune: {accuracy_floor: 0.9, max_accuracy_drop: 0.1}", ["not both"]),
+        ("run: one", ["section prune is missing"]),
+        ("run: 7\nprune: {max_accuracy_drop: 0.01}", ["line 1", "in quotes: '7'"]),
+        ("prune: 3", ["prune is 3", "section"]),
+        ("prune: {max_accuracy_drop: 0.01}\nseed: x", ["seed is 'x'", "whole number"]),
+        (
+            "prune: {max_accuracy_drop: 0.01}\ntargets: [{device: loca}]",
+            ["targets[0].device", "did you mean local"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.01}\ntargets: [{tvm_target: 7}]",
+            ["targets[0].tvm_target is 7", "'host'"],
+        ),
+        ("prune: {max_accuracy_drop: 0.01}\ntargets: []", ["targets is []", "at least 1"]),
+        ("prune: {max_accuracy_drop: 0.01}\ndata: {name: cifar10}", ["data.root", "cifar10"]),
+        ("seed: 1\nseed: 2\nprune: {max_accuracy_drop: 0.1}", ["line 2", "given twice"]),
+        ("run: [1", ["not valid YAML", "line"]),
+        ("- 1", ["mapping of sections"]),
+        ("", ["section prune is missing"]),
+    ],
+)
+def test_one_sentence_for_each_mistake(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = write(tmp_path, text)
+    found = problems(path)
+    assert len(found) == 1, found
+    assert str(path) in found[0]
+    assert "\n" not in found[0]
+    for part in parts:
+        assert part in found[0]
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    assert len(problems(write(tmp_path, "seed: x\nprune: {ranking: l3}\nsed: 1"))) >= 3
+
+
+def test_the_source_of_a_bad_value_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    assert "--set seed=x" in problems(path, ("seed=x",))[0]
+    assert "CPRUNE_TUNE__ROUND_SIZE" in problems(path, CPRUNE_TUNE__ROUND_SIZE="0")[0]
+    assert "CPRUNE_SEED" in problems(path, CPRUNE_SED="3")[0]
+    assert "a.b=value" in problems(path, ("seed",))[0]
+    assert "seed is a number" in problems(path, ("seed=1", "seed.a=2"))[0]
+
+
+def test_missing_file_names_a_near_one(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    found = problems(tmp_path / "rnu.yaml")
+    assert "no such configuration file" in found[0] and "run.yaml" in found[0]
+    assert "folder" in problems(tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "torchvision_cifar10", "own_model"])
+def test_examples_are_valid(name: str) -> None:
+    root = Path(__file__).parents[2]
+    assert load_config(root / "examples" / f"{name}.yaml", [], {}).run

@@ -1,0 +1,275 @@
+"""The state machine, one step at a time, with canned outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import fake_world
+import pytest
+
+from orchestrator import machine
+from orchestrator.states import (
+    ALLOWED,
+    STATE,
+    TRANSITIONS,
+    AnyState,
+    Cancelled,
+    Done,
+    Exporting,
+    Failed,
+    FineTuning,
+    FinishTraining,
+    FinishTuning,
+    Judging,
+    Preparing,
+    Proposing,
+    Ranking,
+    Retuning,
+    Screening,
+    Tuning,
+    kind_of,
+)
+from orchestrator.transition import Clock, IllegalTransition, Transition
+from schemas.config import RunConfig
+from schemas.network import Structure
+from schemas.work import (
+    FineTuned,
+    FineTuneWork,
+    Outcome,
+    Prepared,
+    PrepareWork,
+    TuneWork,
+    UniformWork,
+)
+
+CLOCK = Clock(wall_s=100.0)
+
+
+class World:
+    """Answers every work of a state and takes the step, keeping the outcomes."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.outcomes: dict[str, Outcome] = {}
+        self.messages: list[str] = []
+
+    def answer(self, state: AnyState, canned: Mapping[str, Outcome] | None = None) -> None:
+        for work in machine.work_of(state, self.config):
+            self.outcomes.setdefault(
+                work.key, (canned or {}).get(work.kind) or fake_world.outcome_of(work)
+            )
+
+    def step(
+        self, state: AnyState, canned: Mapping[str, Outcome] | None = None, clock: Clock = CLOCK
+    ) -> AnyState:
+        self.answer(state, canned)
+        needed = {key: self.outcomes[key] for key in machine.needs_of(state, self.config)}
+        assert not isinstance(state, Done | Failed | Cancelled)
+        transition = machine.step(state, needed, self.config, clock)
+        self.messages.append(transition.message)
+        return STATE.validate_json(transition.next_state.model_dump_json())
+
+    def until(self, *kinds: type) -> AnyState:
+        state: AnyState = machine.start("host")
+        for _ in range(200):
+            state = self.step(state)
+            if isinstance(state, kinds):
+                return state
+        raise AssertionError("never arrives")
+
+
+def test_the_whole_way_of_a_target() -> None:
+    world, state, kinds = World(fake_world.config()), machine.start("host"), []
+    following: AnyState = state
+    while not following.is_terminal:
+        kinds.append(following.kind)
+        following = world.step(following)
+    assert isinstance(following, Done)
+    assert kinds[:6] == ["preparing", "tuning", "ranking", "proposing", "screening", "fine_tuning"]
+    assert kinds[-4:] == ["finish_training", "finish_tuning", "finish_tuning", "exporting"]
+    assert following.search.accepted == 1
+    assert following.final.structure == Structure(widths={"deep": 16})
+    assert following.search.stopped_by.startswith("no step is left that pays")
+
+
+def test_preparing_asks_for_the_uniform_network_where_it_is_wanted() -> None:
+    state = machine.start("host")
+    assert machine.work_of(state, fake_world.config()) == (PrepareWork(),)
+    config = fake_world.config(compare_uniform=0.5)
+    assert machine.work_of(state, config) == (PrepareWork(), UniformWork(fraction=0.5))
+
+
+def test_the_floor_is_the_dense_accuracy_less_the_drop() -> None:
+    state = World(fake_world.config()).step(machine.start("host"))
+    assert isinstance(state, Tuning)
+    assert state.search.floor == pytest.approx(0.94)
+
+
+def test_a_floor_above_the_dense_accuracy_fails_with_one_sentence() -> None:
+    world = World(fake_world.config(prune={"accuracy_floor": 0.99}))
+    state = world.step(machine.start("host"))
+    assert isinstance(state, Failed) and state.resume is None
+    for part in ("prune.accuracy_floor", "0.99", "0.9700", "set it to 0.97 or less"):
+        assert part in state.error
+    assert machine.resume(state) is None
+
+
+def test_an_equal_floor_is_no_failure() -> None:
+    world = World(fake_world.config(prune={"accuracy_floor": 0.97}))
+    assert isinstance(world.step(machine.start("host")), Tuning)
+
+
+def test_a_rejected_task_is_set_aside_until_a_step_is_accepted() -> None:
+    world = World(fake_world.config())
+    judging = world.until(Judging)
+    assert isinstance(judging, Judging)
+    flat = judging.contenders[0].candidate.task_id
+    rejected = world.step(judging)
+    assert isinstance(rejected, Proposing)
+    assert rejected.search.set_aside == (flat,)
+    screening = world.step(rejected)
+    assert isinstance(screening, Screening)
+    assert all(candidate.task_id != flat for candidate in screening.candidates)
+    following = world.step(world.step(world.step(screening)))
+    assert isinstance(following, Retuning)
+    assert following.search.set_aside == ()
+    assert following.search.accepted == 1
+    proposing = world.step(world.step(following))
+    assert isinstance(proposing, Proposing)
+    again = world.step(proposing)
+    assert isinstance(again, Screening)
+    assert again.candidates[0].task_name == "flat_32_48"
+
+
+def test_an_accepted_step_is_retuned_in_the_changed_tasks_alone() -> None:
+    world = World(fake_world.config())
+    state = world.until(Retuning)
+    assert isinstance(state, Retuning)
+    assert set(state.modules) == {"deep", "head"}
+    (work,) = machine.work_of(state, world.config)
+    assert isinstance(work, TuneWork)
+    assert work.added_trials and work.trials_per_task == 2 and work.modules == state.modules
+
+
+def test_without_retuning_the_transplants_are_ranked() -> None:
+    config = fake_world.config(tune={"retune_trials_per_task": 0})
+    world = World(config)
+    judging = next(
+        state for state in iter(lambda: world.until(Judging), None) if isinstance(state, Judging)
+    )
+    proposing = world.step(judging)
+    state = world.step(world.step(world.step(world.step(proposing))))
+    assert isinstance(state, Ranking)
+    assert state.search.tuned_key == state.search.decisions[-1].screen_key
+
+
+def test_the_budgets_end_the_search_well() -> None:
+    world = World(fake_world.config(budget={"max_rounds": 0}))
+    state = world.until(FinishTraining)
+    assert isinstance(state, FinishTraining)
+    assert "budget.max_rounds" in state.search.stopped_by
+
+    world = World(fake_world.config(budget={"max_hours": 1.0}))
+    proposing = world.until(Proposing)
+    late = world.step(proposing, clock=Clock(wall_s=CLOCK.wall_s + 3600.0))
+    assert isinstance(late, FinishTraining)
+    assert "budget.max_hours" in late.search.stopped_by
+
+
+def test_nothing_accepted_means_no_long_training() -> None:
+    world = World(fake_world.config(budget={"max_rounds": 0}))
+    state = world.until(FinishTraining)
+    assert machine.work_of(state, world.config) == ()
+    following = world.step(state)
+    assert isinstance(following, FinishTuning)
+    assert following.final == fake_world.network()
+
+
+def test_long_training_below_the_floor_falls_back_to_the_accepted_weights() -> None:
+    world = World(fake_world.config())
+    state = world.until(FinishTraining)
+    assert isinstance(state, FinishTraining)
+    bad = FineTuned(network=fake_world.network(state.search.current.structure, 0.9))
+    following = world.step(state, {"fine_tune": bad})
+    assert isinstance(following, FinishTuning)
+    assert following.final == state.search.current
+    assert "below the floor" in world.messages[-1] and "are kept" in world.messages[-1]
+
+
+def test_the_baseline_gets_the_final_networks_trials() -> None:
+    world = World(fake_world.config(compare_uniform=0.5))
+    state = world.until(FinishTuning)
+    (final,) = machine.work_of(state, world.config)
+    assert isinstance(final, TuneWork) and final.trials_per_task == 8
+    second = world.step(state)
+    assert isinstance(second, FinishTuning)
+    assert second.baseline_trials == {"deep": 14}
+    baseline, uniform = machine.work_of(second, world.config)
+    assert isinstance(baseline, TuneWork) and isinstance(uniform, TuneWork)
+    assert baseline.network == fake_world.network()
+    assert (uniform.network, uniform.fraction) == (None, 0.5)
+    assert baseline.trials == uniform.trials == {"deep": 14}
+    assert isinstance(world.step(second), Exporting)
+
+
+def test_equal_training_for_two_targets_is_the_same_work() -> None:
+    world = World(fake_world.config())
+    state = world.until(FineTuning)
+    assert isinstance(state, FineTuning)
+    other = state.model_copy(update={"target": "other"})
+    one, two = (machine.work_of(item, world.config) for item in (state, other))
+    assert isinstance(one[0], FineTuneWork)
+    assert [work.key for work in one] == [work.key for work in two]
+
+
+def test_failing_cancelling_and_going_on() -> None:
+    world = World(fake_world.config())
+    for state in (machine.start("host"), world.until(Screening)):
+        assert not isinstance(state, Done | Failed | Cancelled)
+        failed = machine.fail(state, "the device is gone").next_state
+        assert isinstance(failed, Failed) and failed.error == "the device is gone"
+        again = machine.resume(failed)
+        assert again is not None and again.next_state == state
+        cancelled = machine.cancel(state).next_state
+        again = machine.resume(cancelled)
+        assert again is not None and again.next_state == state
+        assert machine.resume(state) is None
+
+
+def test_an_undeclared_transition_is_refused() -> None:
+    following = Ranking(target="host", search=World(fake_world.config()).until(Tuning).search)  # type: ignore[union-attr]
+    with pytest.raises(IllegalTransition, match="preparing may not be followed by ranking"):
+        machine.checked(Preparing(target="host"), Transition(next_state=following, message=""))
+
+
+def test_the_table_covers_every_state_and_reaches_each() -> None:
+    kinds = {kind_of(state) for state in TRANSITIONS}
+    assert len(kinds) == len(TRANSITIONS) == 14
+    assert {before for before, _ in ALLOWED} | {"done"} == kinds
+    assert {after for _, after in ALLOWED} == kinds
+    terminal = {kind_of(state) for state in TRANSITIONS if state.is_terminal}
+    assert terminal == {"done", "failed", "cancelled"}
+
+
+def test_a_missing_program_gives_no_candidate_but_a_reason() -> None:
+    world = World(fake_world.config())
+    groups = tuple(
+        group.model_copy(update={"prunable": group.group_id == "deep", "reason": "kept"})
+        for group in fake_world.groups()
+    )
+    prepared = Prepared(dense=fake_world.network(), groups=groups)
+    state = world.step(machine.start("host"), {"prepare": prepared})
+    whole = fake_world.tuned(Structure(), "host")
+    broken = whole.model_copy(
+        update={
+            "latencies": tuple(
+                entry.model_copy(update={"program_id": None})
+                if entry.task_id == whole.table.tasks[-1].task_id
+                else entry
+                for entry in whole.latencies
+            )
+        }
+    )
+    state = world.step(world.step(world.step(state, {"tune": broken})))
+    assert isinstance(state, FinishTraining)
+    assert "no program ran of the task of head" in state.search.stopped_by

@@ -1,0 +1,118 @@
+"""The report page: self-contained, honest about its source, and there whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import synthetic_record
+
+from orchestrator.report import pictures, write_report
+from orchestrator.report.page import headline, render
+from orchestrator.summary import summarise
+from schemas.record import RunRecord
+
+VOID = {"meta", "img", "source", "br"}
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page_of(record: RunRecord) -> str:
+    text = render(record, summarise(record))
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    return text
+
+
+def test_result_comes_first_and_nothing_is_fetched() -> None:
+    record = synthetic_record.record()
+    text = page_of(record)
+    speedup = summarise(record).targets[0].speedup
+    assert f"<h1>{speedup:.2f}x faster at 98.3\N{NO-BREAK SPACE}% accuracy</h1>" in text
+    assert "<script" not in text
+    addresses = re.findall(r'(?:src|srcset|href)="([^"]{1,30})', text)
+    assert addresses and all(a.startswith(("data:image/svg+xml;base64,", "../")) for a in addresses)
+    for expected in (
+        "dense network tuned with the same final budget",
+        "load_pruned",
+        "VirtualMachine",
+        "clear 0.99",
+        "max_accuracy_drop: 0.01",
+        "0.0 (synthetic)",
+    ):
+        assert expected in text
+    assert "Simulated." not in text
+    assert text.count("<picture>") == 4
+
+
+def test_a_recording_has_a_banner() -> None:
+    assert "Simulated." in page_of(synthetic_record.record(replay=True))
+
+
+def test_unfinished_failed_and_empty_runs_have_a_page() -> None:
+    partial = synthetic_record.record(finished=False, steps=5)
+    assert "has not ended" in page_of(partial)
+    assert headline(summarise(partial).targets[0]).startswith("No final result yet")
+    failed = partial.model_copy(update={"state": "failed", "error": "<disk> full"})
+    assert "&lt;disk&gt; full" in page_of(failed)
+    empty = partial.model_copy(update={"work": (), "targets": (), "events": (), "phases_s": {}})
+    assert "No result yet" in page_of(empty)
+
+
+def test_several_targets_have_an_overview() -> None:
+    record = synthetic_record.record()
+    targets = [{"name": "host"}, {"name": "phone"}]
+    text = page_of(record.model_copy(update={"config": synthetic_record.config(targets=targets)}))
+    assert "<h1>2 targets</h1>" in text and "phone: No result yet" in text
+
+
+def test_files_are_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = synthetic_record.record(steps=2)
+    page = write_report(record, tmp_path)
+    assert page == tmp_path / "report" / "index.html"
+    before = (tmp_path / "summary.json").read_text()
+    assert json.loads(before)["run"] == "synthetic"
+
+    def fail(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr("orchestrator.report.os.replace", fail)
+    with pytest.raises(OSError, match="no"):
+        write_report(synthetic_record.record(steps=3), tmp_path)
+    assert (tmp_path / "summary.json").read_text() == before
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        "index.html",
+        "summary.json",
+    ]
+
+
+def test_time_of_a_task_follows_its_modules() -> None:
+    summary = summarise(synthetic_record.record()).targets[0]
+    rows = pictures.task_times(summary)
+    assert rows[-1][0] == "without weights"
+    total = sum(task.program_ms * task.subgraphs for task in summary.tasks_after)
+    assert sum(row[2] or 0.0 for row in rows) == pytest.approx(total)
+
+
+def test_points_that_were_not_measured_whole_are_estimates() -> None:
+    record = synthetic_record.record()
+    points = pictures.points_of(record.targets[0].steps)
+    assert len(points) == 14
+    assert {point.estimated for point in points if point.accuracy is None} == {True}

@@ -1,0 +1,104 @@
+"""The summary: figures from a made-up record, partial records, and the published schema."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import jsonschema
+import pytest
+import synthetic_record
+
+from orchestrator.report import summary_text
+from orchestrator.summary import lower_bound, summarise, summary_schema
+from schemas.record import RunRecord
+from schemas.work import Exported, FineTuned, Prepared, Screened, Tuned, UniformTrained
+
+
+def test_figures_of_a_finished_run() -> None:
+    record = synthetic_record.record()
+    target = summarise(record).targets[0]
+    exported = next(i.outcome for i in record.work if isinstance(i.outcome, Exported))
+    assert target.speedup == statistics.median(exported.speedup_ratios)
+    assert target.speedup_low is not None and 1 < target.speedup_low <= target.speedup
+    assert target.baseline and target.final and target.uniform
+    assert target.baseline.latency_ms == exported.dense.latency.latency_ms
+    assert target.final.fps == pytest.approx(1000 / target.final.latency_ms)
+    assert target.final.test_accuracy == 0.9778
+    assert target.baseline.latency_ms_iqr > 0
+    assert len(target.steps) == 14 and target.steps[0].accepted
+    assert target.widths["conv1"] == (16, 16) and "fc" not in target.widths
+    assert all(kept <= dense for dense, kept in target.widths.values())
+    assert math.isclose(sum(task.share for task in target.tasks_before), 1.0)
+    assert sum(t.program_ms for t in target.tasks_after) < sum(
+        t.program_ms for t in target.tasks_before
+    )
+    assert target.library_check and target.library_check.images == 32
+    assert not target.simulated
+    assert target.artifacts["library"] == "export/host/network.so"
+
+
+def test_costs_are_sums_over_the_work() -> None:
+    record = synthetic_record.record()
+    target = summarise(record).targets[0]
+    outcomes = [item.outcome for item in record.work]
+    programs = sum(o.measured_programs for o in outcomes if isinstance(o, Tuned))
+    programs += sum(
+        o.tuned.measured_programs for o in outcomes if isinstance(o, Screened) and o.tuned
+    )
+    assert target.measured_programs == programs
+    trained = [o.dense for o in outcomes if isinstance(o, Prepared)]
+    trained += [o.network for o in outcomes if isinstance(o, FineTuned | UniformTrained)]
+    assert target.train_s == pytest.approx(sum(network.train_s for network in trained))
+    compared = sum(item.work.kind == "compare" for item in record.work)
+    assert target.measured_models == 2 * compared + 3
+
+
+def empty() -> RunRecord:
+    changes = {"work": (), "targets": (), "events": (), "phases_s": {}, "versions": {}}
+    return synthetic_record.record(finished=False, steps=0).model_copy(update=changes)
+
+
+def test_a_run_that_has_only_begun() -> None:
+    target = summarise(empty()).targets[0]
+    assert target.target == "host"
+    assert target.baseline is target.final is target.speedup is target.speedup_low is None
+    assert (target.steps, target.widths, target.tasks_before) == ([], {}, [])
+
+
+def test_before_the_end_tasks_come_from_the_tuning_and_the_screening() -> None:
+    record = synthetic_record.record(finished=False, steps=3)
+    target = summarise(record).targets[0]
+    assert target.final is None and target.accuracy_floor == 0.9761
+    assert target.tasks_before and target.tasks_after
+    assert any(kept < dense for dense, kept in target.widths.values())
+
+
+def test_a_recording_is_labelled() -> None:
+    assert summarise(synthetic_record.record(replay=True)).targets[0].simulated
+
+
+def test_any_prefix_of_the_work_gives_a_summary() -> None:
+    record = synthetic_record.record()
+    for count in range(len(record.work) + 1):
+        part = record.model_copy(update={"work": record.work[:count]})
+        text = summary_text(summarise(part))
+        jsonschema.validate(json.loads(text), summary_schema())
+        assert "NaN" not in text and "Infinity" not in text
+
+
+def test_schema_refuses_what_is_not_a_summary() -> None:
+    summary = json.loads(summary_text(summarise(synthetic_record.record())))
+    for change in ({"state": "sleeping"}, {"extra": 1}, {"targets": [{"target": "host"}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**summary, **change}, summary_schema())
+
+
+def test_lower_bound_is_the_sign_test() -> None:
+    assert lower_bound([2.0] * 3, 0.97) is None
+    assert lower_bound([], 0.97) is None
+    ratios = [2.0 + 0.1 * i for i in range(10)]
+    assert lower_bound(ratios, 0.97) == pytest.approx(2.1)  # P(at most 1 of 10) = 0.0107
+    assert lower_bound(ratios, 0.999) == pytest.approx(2.0)  # P(0 of 10) = 0.00098
+    assert lower_bound(list(reversed(ratios)), 0.97) == pytest.approx(2.1)

@@ -1,0 +1,130 @@
+"""Structure-preserving widths are whole multiples of every vector factor."""
+
+from __future__ import annotations
+
+import fake_world
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.widths import (
+    GroupWidths,
+    group_widths,
+    joint_widths,
+    least_width,
+    multiples_between,
+    vector_factors,
+)
+from schemas.network import ChannelGroup, Structure
+from schemas.work import Tuned
+
+factors = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 12, 15, 16, 24, 32])
+
+
+def world(tiles: dict[str, tuple[int, ...]], lost: str = "") -> Tuned:
+    """The fake network's programs with these channel tiles; one task may have none that ran."""
+    whole = fake_world.tuned(Structure(), "host")
+    names = {subgraph.task_id: str(subgraph.module) for subgraph in whole.table.subgraphs}
+    entries = []
+    for entry in whole.latencies:
+        name = names[entry.task_id]
+        program_id = None if name == lost else entry.program_id
+        changed = {"channel_tiles": tiles.get(name, ()), "program_id": program_id}
+        entries.append(entry.model_copy(update=changed))
+    return whole.model_copy(update={"latencies": tuple(entries)})
+
+
+def group(channels: int, divisor: int = 1) -> ChannelGroup:
+    return ChannelGroup(
+        group_id="stem",
+        channels=channels,
+        producers=("stem", "flat"),
+        consumers=("fragile", "deep"),
+        divisor=divisor,
+    )
+
+
+@given(
+    first=factors,
+    second=factors,
+    divisor=st.integers(1, 4),
+    channels=st.integers(1, 512),
+    cut=st.integers(0, 511),
+    fraction=st.floats(0.01, 1.0),
+)
+def test_every_width_keeps_every_vector_factor(
+    first: int, second: int, divisor: int, channels: int, cut: int, fraction: float
+) -> None:
+    current = max(1, channels - cut)
+    tuned = world({"stem": (3, 1, first), "flat": (1, second), "fragile": (1, 7)})
+    found = group_widths(group(channels, divisor), current, tuned, fraction)
+    assert found.unit % first == found.unit % second == found.unit % divisor == 0
+    for width in found.widths:
+        assert isinstance(width, int)
+        assert width % first == width % second == width % divisor == 0
+        assert width < current
+        assert width >= fraction * channels - 1e-6 and width >= found.unit
+    assert list(found.widths) == sorted(found.widths, reverse=True)
+    assert bool(found.widths) != bool(found.reason)
+
+
+def test_the_unit_is_the_least_common_multiple_of_the_producers_alone() -> None:
+    tuned = world({"stem": (2, 4, 12), "flat": (32, 3, 8), "fragile": (1, 7)})
+    assert vector_factors(group(96), tuned) == (12, 8)
+    found = group_widths(group(96), 96, tuned, 0.1)
+    assert (found.unit, found.widths) == (24, (72, 48, 24))
+
+
+def test_the_least_width_is_exact() -> None:
+    assert least_width(30, 0.1) == 3
+    assert least_width(31, 0.1) == 4
+    assert least_width(10, 0.001) == 1
+
+
+def test_a_task_without_a_program_gives_no_width() -> None:
+    tiles = {"stem": (2, 16), "flat": (2, 16)}
+    for lost, role in (("flat", "computes"), ("deep", "reads")):
+        found = group_widths(group(64), 64, world(tiles, lost), 0.1)
+        assert found.widths == ()
+        assert found.reason == f"no program ran of the task of {lost}, which {role} the channels"
+    stranger = group(64).model_copy(update={"consumers": ("elsewhere",)})
+    found = group_widths(stranger, 64, world(tiles), 0.1)
+    assert "elsewhere, which reads the channels, is no task" in found.reason
+
+
+def test_a_program_that_does_not_tile_asks_for_nothing() -> None:
+    assert group_widths(group(8), 8, world({}), 0.5).widths == (7, 6, 5, 4)
+
+
+def test_a_vector_factor_as_wide_as_the_layer_leaves_no_width() -> None:
+    found = group_widths(group(16), 16, world({"stem": (1, 16)}), 0.1)
+    assert found.widths == () and found.reason == "no multiple of 16 from 16 to below 16 channels"
+
+
+widths = st.builds(
+    lambda name, unit, units, least: GroupWidths(
+        group_id=name,
+        current=unit * units,
+        unit=unit,
+        widths=multiples_between(unit, unit * min(least, units - 1), unit * units),
+    ),
+    st.text("ab", min_size=1, max_size=3),
+    st.integers(1, 32),
+    st.integers(2, 20),
+    st.integers(1, 20),
+)
+
+
+@given(st.lists(widths, min_size=1, max_size=4))
+def test_joint_widths_are_widths_of_every_group(groups: list[GroupWidths]) -> None:
+    cuts = joint_widths(groups)
+    assert cuts
+    for cut in cuts:
+        assert all(width in one.widths for width, one in zip(cut, groups, strict=True))
+    assert len(set(cuts)) == len(cuts)
+    assert cuts == sorted(cuts, key=max, reverse=True) or len(groups) > 1
+
+
+def test_groups_of_one_width_get_the_same_new_one() -> None:
+    one = GroupWidths(group_id="a", current=96, unit=8, widths=multiples_between(8, 16, 96))
+    two = GroupWidths(group_id="b", current=96, unit=12, widths=multiples_between(12, 12, 96))
+    assert joint_widths([one, two]) == [(72, 72), (48, 48), (24, 24)]

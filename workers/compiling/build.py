@@ -1,0 +1,86 @@
+"""Building libraries: single programs, their untuned counterparts, and whole networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.driver import build as build_module
+from tvm.ir import IRModule, load_json
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+from tvm.target import Target
+
+from workers.compiling.programs import ScheduleSpace
+
+Arguments = list[tuple[str, list[int]]]
+
+
+def build_program(scheduled: IRModule, target: Target, path: Path) -> Arguments:
+    """Build a scheduled task as it runs inside a network, its weights packed beforehand.
+
+    Returns the element type and shape of every argument.
+    """
+    module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(scheduled)
+    return _export(module, target, path)
+
+
+def build_whole(module: IRModule, target: Target, path: Path) -> Arguments:
+    """Build a task with the signature of its workload: weights are packed inside, if at all.
+
+    Serves to compare a scheduled task with the untuned one on the same inputs.
+    """
+    return _export(module, target, path)
+
+
+def build_network(
+    module: IRModule,
+    target: Target,
+    programs: list[tuple[IRModule, str]],
+    weights: dict[str, np.ndarray[Any, Any]],
+    path: Path,
+) -> None:
+    """Build a whole network with the given program for each workload; weights become constants.
+
+    ``module`` is that of a ``RelaxNetwork``, ``programs`` are workloads and traces, ``weights`` are by
+    parameter name. The library's ``main`` takes one image batch and returns a tuple of outputs.
+    """
+    space = ScheduleSpace(target)
+    database = ms.database.MemoryDatabase()
+    for workload_module, trace in programs:
+        workload = database.commit_workload(workload_module)
+        database.commit_tuning_record(
+            ms.database.TuningRecord(
+                space.replay(workload_module, trace).trace, workload, [1.0], target
+            )
+        )
+    with target, database, tvm.transform.PassContext(opt_level=3):
+        module = tvm.ir.transform.Sequential(
+            [
+                relax.transform.MetaScheduleApplyDatabase(),
+                relax.transform.SplitLayoutRewritePreproc(),
+                relax.transform.BindParams("main", weights),
+                relax.transform.FoldConstant(),
+                relax.transform.DeadCodeElimination(),
+            ]
+        )(module)
+    executable = tvm.compile(module, target=target, relax_pipeline=relax.get_pipeline("default_build"))
+    executable.export_library(str(path))
+
+
+def load_module(text: str) -> IRModule:
+    """The module of a JSON text made by ``save_json``."""
+    return load_json(text)
+
+
+def _export(module: IRModule, target: Target, path: Path) -> Arguments:
+    function = module["main"]
+    arguments = [
+        (str(parameter.dtype), [int(extent) for extent in parameter.shape])
+        for parameter in (function.params)
+    ]
+    build_module(module, target=target).export_library(str(path))
+    return arguments

@@ -1,0 +1,110 @@
+"""The builder: a warm process that compiles, and never takes its caller down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from device_agents.host_cores import HostCores
+from device_agents.processes import ProcessDied, ProcessTimeout, WarmProcess
+
+_GRACE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Library:
+    """A built library, or why there is none.
+
+    ``arguments`` are element type and shape of each argument of its ``main``.
+    """
+
+    path: Path
+    arguments: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """One task to build: the module's JSON text, as it runs in a network or with all its inputs."""
+
+    module: str
+    path: Path
+    form: Literal["program", "whole"] = "program"
+
+
+class Builder:
+    """Builds libraries for one target in a process of its own."""
+
+    def __init__(
+        self, target: dict[str, Any], parallel: int, cores: HostCores | None, lock_dir: Path
+    ) -> None:
+        """``parallel`` builds run at once; each takes the host's cores from ``cores``, if given."""
+        self._target = target
+        self._parallel = parallel
+        self._cores = None if cores is None else [str(lock_dir), cores.name]
+        self._process = WarmProcess("workers.compiling.build_server", name="builder")
+
+    def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
+        """Build every job, ``timeout_s`` for each build alone; failures are in the results."""
+        if not jobs:
+            return []
+        items = [
+            {"module": job.module, "path": str(job.path), "form": job.form} for job in jobs
+        ]
+        limit_s = _GRACE_S + 600.0 + (timeout_s + 1) * len(jobs)
+        answers = self._call("programs", {"items": items}, timeout_s, limit_s, len(jobs))
+        return [_library(job.path, answer) for job, answer in zip(jobs, answers, strict=True)]
+
+    def build_network(
+        self,
+        module: str,
+        programs: list[tuple[str, str]],
+        weights: dict[str, np.ndarray[Any, Any]],
+        path: Path,
+        timeout_s: float,
+    ) -> Library:
+        """Build a whole network; ``programs`` are workload texts and traces."""
+        stored = path.with_suffix(".npz")
+        np.savez(stored, **weights)
+        try:
+            payload = {
+                "module": module,
+                "programs": programs,
+                "weights": str(stored),
+                "path": str(path),
+            }
+            answer = self._call("network", payload, timeout_s, _GRACE_S + 600.0 + timeout_s, 1)[0]
+        finally:
+            stored.unlink(missing_ok=True)
+        return _library(path, answer)
+
+    def close(self) -> None:
+        """End the builder's process."""
+        self._process.stop()
+
+    def _call(
+        self, method: str, payload: dict[str, Any], timeout_s: float, limit_s: float, count: int
+    ) -> list[dict[str, Any]]:
+        request = {
+            **payload,
+            "target": self._target,
+            "timeout_s": timeout_s,
+            "parallel": self._parallel,
+            "cores": self._cores,
+        }
+        try:
+            answer = self._process.call(method, request, timeout_s=limit_s)
+        except (ProcessDied, ProcessTimeout) as error:
+            return [{"error": f"the builder was replaced: {error}"}] * count
+        return list(answer["results"])
+
+
+def _library(path: Path, answer: dict[str, Any]) -> Library:
+    if "error" in answer:
+        return Library(path, error=answer["error"])
+    arguments = tuple((dtype, tuple(shape)) for dtype, shape in answer.get("arguments", ()))
+    return Library(path, arguments, answer["seconds"])

@@ -1,0 +1,147 @@
+"""Running each job in a forked child of a warm process, several at a time, each with its own limit.
+
+A fork of a process that has TVM imported costs some 20 ms instead of seconds. A child that crashes or
+runs out of time is gone with all it did; the parent and the other children do not notice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+_STARTED = b"S"
+
+
+@dataclass
+class _Child:
+    position: int
+    pid: int
+    pipe: int
+    waiting_since: float
+    started_at: float | None = None
+    received: bytearray = field(default_factory=bytearray)
+
+
+def run_forked(
+    jobs: Sequence[Callable[[], dict[str, Any]]],
+    *,
+    timeout_s: float,
+    wait_s: float,
+    parallel: int,
+    working: Callable[[], AbstractContextManager[None]],
+) -> list[dict[str, Any]]:
+    """Run every job in a child; return their results in order.
+
+    A result is what the job returned with ``seconds`` added, or ``{"error": text}``. ``timeout_s`` counts
+    from when the child has the cores (``working``), for which it may wait ``wait_s``.
+    """
+    results: list[dict[str, Any]] = [{} for _ in jobs]
+    waiting = list(enumerate(jobs))
+    running: dict[int, _Child] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                position, job = waiting.pop(0)
+                child = _fork(position, job, working)
+                running[child.pipe] = child
+            ready, _, _ = select.select(list(running), [], [], 0.05)
+            for pipe in ready:
+                child = running[pipe]
+                data = os.read(pipe, 1 << 20)
+                if data:
+                    child.received += data
+                    if child.started_at is None:
+                        child.started_at = time.monotonic()
+                    continue
+                del running[pipe]
+                results[child.position] = _reap(child)
+            for child in list(running.values()):
+                late = _lateness(child, timeout_s, wait_s)
+                if late:
+                    del running[child.pipe]
+                    _kill(child)
+                    results[child.position] = {"error": late}
+    finally:
+        for child in running.values():
+            _kill(child)
+    return results
+
+
+def _fork(
+    position: int,
+    job: Callable[[], dict[str, Any]],
+    working: Callable[[], AbstractContextManager[None]],
+) -> _Child:
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(reader)
+            os.setpgid(0, 0)
+            with working():
+                os.write(writer, _STARTED)
+                began = time.monotonic()
+                try:
+                    result = job()
+                    result["seconds"] = time.monotonic() - began
+                except Exception as error:
+                    result = {"error": f"{type(error).__name__}: {_first_lines(str(error))}"}
+            data = json.dumps(result).encode()
+            while data:
+                data = data[os.write(writer, data) :]
+            code = 0
+        except BaseException as error:
+            os.write(2, f"job {position}: {error!r}\n".encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    return _Child(position, pid, reader, time.monotonic())
+
+
+def _lateness(child: _Child, timeout_s: float, wait_s: float) -> str:
+    now = time.monotonic()
+    if child.started_at is None:
+        if now - child.waiting_since > wait_s:
+            return f"waited longer than {wait_s:g} s for the host's cores"
+        return ""
+    if now - child.started_at > timeout_s:
+        return f"took longer than {timeout_s:g} s"
+    return ""
+
+
+def _reap(child: _Child) -> dict[str, Any]:
+    os.close(child.pipe)
+    _, status = os.waitpid(child.pid, 0)
+    if os.WIFSIGNALED(status):
+        return {"error": f"crashed with {signal.Signals(os.WTERMSIG(status)).name}"}
+    text = bytes(child.received)[len(_STARTED) :]
+    if not text:
+        return {"error": "ended without a result"}
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+def _kill(child: _Child) -> None:
+    for target in (-child.pid, child.pid):
+        try:
+            os.kill(target, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    os.close(child.pipe)
+    os.waitpid(child.pid, 0)
+
+
+def _first_lines(text: str, count: int = 6) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return "\n".join(lines[-count:])[:2000]

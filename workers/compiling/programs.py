@@ -1,0 +1,77 @@
+"""Programs as schedules: applying traces to workloads, and transplanting them.
+
+The structure of a program lives in its trace. Applied to a workload of other channel counts, with only
+the channel tiles re-split around the vector factor, it keeps that structure (CPrune, section 3: pruning
+that preserves the fastest program's loop structure).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import tvm
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from workers.compiling.axes import ChannelAxes
+from workers.compiling.intrinsics import load_intrinsics
+from workers.compiling.trace import dump_trace, search_part, transplants
+
+
+class ScheduleSpace:
+    """The design space of one target: its post-processors, and how traces become schedules."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        load_intrinsics(target)
+
+    def replay(self, module: IRModule, trace: str) -> Schedule:
+        """The schedule of a stored program: the trace as it was, post-processing included."""
+        schedule = Schedule(module, debug_mask="none")
+        tvm.s_tir.Trace.apply_json_to_schedule(json.loads(trace), schedule)
+        return schedule
+
+    def process(self, module: IRModule, trace: str) -> Schedule | None:
+        """Apply a trace's search part and the space's post-processors; None if they refuse it."""
+        schedule = Schedule(module, debug_mask="none")
+        try:
+            tvm.s_tir.Trace.apply_json_to_schedule(json.loads(search_part(trace)), schedule)
+            schedule.enter_postproc()
+            for postproc in self._postprocs(module):
+                if not postproc.apply(schedule):
+                    return None
+        except (tvm.error.TVMError, tvm.s_tir.ScheduleError, ValueError, RuntimeError, TypeError):
+            return None
+        return schedule
+
+    def transplant(
+        self, module: IRModule, axes: ChannelAxes, trace: str, limit: int
+    ) -> list[Schedule]:
+        """The parent's trace on ``module``, its channel tiles re-split; the likeliest fast first."""
+        if axes.block is None:
+            unchanged = self.process(module, trace)
+            return [unchanged] if unchanged is not None else []
+        spatial = frozenset(range(len(axes.extents))) - frozenset(axes.reductions)
+        texts = transplants(trace, axes.block, axes.extents, spatial, 2 * limit)
+        found = [self.process(module, text) for text in texts]
+        return [schedule for schedule in found if schedule is not None][:limit]
+
+    def _postprocs(self, module: IRModule) -> list[Any]:
+        context = ms.TuneContext(
+            mod=module, target=self.target, space_generator="post-order-apply", num_threads=1
+        )
+        return list(context.space_generator.postprocs)
+
+
+def trace_text(schedule: Schedule) -> str:
+    """The JSON text of a schedule's trace."""
+    return dump_trace(schedule.trace)
+
+
+def program_id(task_id: str, trace: str) -> str:
+    """sha256 of task and search part: post-processing follows from those."""
+    return hashlib.sha256(f"{task_id}\n{search_part(trace)}".encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""Schedule traces as JSON: which tiles they hold, and how one is re-split for another width.
+
+A trace is ``[instructions, decisions]``; an instruction is ``[kind, inputs, attributes, outputs]`` and a
+decision ``[instruction index, value]``. Nothing here needs TVM.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Instruction = list[Any]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One ``sample_perfect_tile`` decision of a block's loop."""
+
+    instruction: int
+    loop: int
+    factors: tuple[int, ...]
+    max_innermost: int
+
+
+def dump_trace(trace: Any) -> str:
+    """The JSON text of a TVM ``Trace``, post-processing included."""
+    return json.dumps(trace.as_json(), default=lambda node: node.value, separators=(",", ":"))
+
+
+def search_part(text: str) -> str:
+    """The trace without its post-processing instructions."""
+    instructions, decisions = json.loads(text)
+    end = next(
+        (i for i, instruction in enumerate(instructions) if instruction[0] == "EnterPostproc"),
+        len(instructions),
+    )
+    kept = [decision for decision in decisions if decision[0] < end]
+    return json.dumps([instructions[:end], kept], separators=(",", ":"))
+
+
+def tiles_of(text: str, block: str) -> tuple[Tile, ...]:
+    """The tile decisions of ``block``'s loops, in the order of the loops."""
+    instructions, decisions = json.loads(text)
+    chosen = {index: value for index, value in decisions}
+    blocks: dict[str, str] = {}
+    loops: dict[str, int] = {}
+    tiles: list[Tile] = []
+    for index, (kind, inputs, attributes, outputs) in enumerate(instructions):
+        if kind == "GetSBlock":
+            blocks[outputs[0]] = attributes[0]
+        elif kind == "GetLoops" and blocks.get(inputs[0]) == block and not loops:
+            loops = {name: position for position, name in enumerate(outputs)}
+        elif kind == "SamplePerfectTile" and inputs[0] in loops and index in chosen:
+            tiles.append(
+                Tile(
+                    index, loops[inputs[0]], tuple(int(f) for f in chosen[index]), int(attributes[1])
+                )
+            )
+    return tuple(tiles)
+
+
+def factors_of_loop(text: str, block: str | None, loop: int | None) -> tuple[int, ...]:
+    """The factors into which the trace splits one loop; empty when it does not tile it."""
+    if block is None or loop is None:
+        return ()
+    return next((tile.factors for tile in tiles_of(text, block) if tile.loop == loop), ())
+
+
+def with_factors(text: str, changes: dict[int, tuple[int, ...]]) -> str:
+    """The trace's search part with the decisions of some instructions replaced."""
+    instructions, decisions = json.loads(search_part(text))
+    changed = [
+        [index, list(changes[index]) if index in changes else value] for index, value in decisions
+    ]
+    return json.dumps([instructions, changed], separators=(",", ":"))
+
+
+def transplants(
+    text: str, block: str, extents: tuple[int, ...], spatial: frozenset[int], limit: int
+) -> list[str]:
+    """Traces for a workload of other loop extents, the likeliest to be fast first.
+
+    ``extents`` are the new workload's, loop by loop. A spatial loop whose extent changed keeps its
+    innermost factor, the vector factor, and has the rest re-split; a reduction loop keeps its innermost
+    factor where that divides. An empty list means that there is no transplant.
+    """
+    choices: list[list[tuple[int, tuple[int, ...]]]] = []
+    for tile in tiles_of(text, block):
+        extent = extents[tile.loop]
+        if math.prod(tile.factors) == extent:
+            continue
+        splits = resplits(
+            tile.factors, extent, keep_innermost=tile.loop in spatial, limit=limit
+        )
+        splits = [split for split in splits if split[-1] <= tile.max_innermost]
+        if not splits:
+            return []
+        choices.append([(tile.instruction, split) for split in splits])
+    return [with_factors(text, dict(combination)) for combination in _diagonal(choices, limit)]
+
+
+def resplits(
+    factors: tuple[int, ...], extent: int, *, keep_innermost: bool, limit: int
+) -> list[tuple[int, ...]]:
+    """Ways to split ``extent`` into as many factors, nearest to ``factors`` first.
+
+    The distance is the sum of the factors' log-ratios, each weighted by its level, so that the counts of
+    outer loops change before those of inner ones. With ``keep_innermost`` the last factor stays.
+    """
+    inner = factors[-1]
+    if keep_innermost:
+        inners = [inner] if extent % inner == 0 else []
+    else:
+        inners = [value for value in range(1, extent + 1) if extent % value == 0]
+    found = [
+        (*outer, value)
+        for value in inners
+        for outer in _splits(extent // value, len(factors) - 1)
+    ]
+
+    def distance(split: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+        levels = zip(split, factors, strict=True)
+        away = sum((i + 1) * abs(math.log(new / old)) for i, (new, old) in enumerate(levels))
+        return (round(away, 9), split)
+
+    return sorted(found, key=distance)[:limit]
+
+
+def _splits(extent: int, parts: int) -> Iterator[tuple[int, ...]]:
+    if parts == 1:
+        yield (extent,)
+        return
+    for first in range(1, extent + 1):
+        if extent % first == 0:
+            for rest in _splits(extent // first, parts - 1):
+                yield (first, *rest)
+
+
+def _diagonal(
+    choices: list[list[tuple[int, tuple[int, ...]]]], limit: int
+) -> list[tuple[tuple[int, tuple[int, ...]], ...]]:
+    """Combinations of the choices by the sum of their ranks, best first."""
+    ranked = itertools.product(*(list(enumerate(options)) for options in choices))
+    ordered = sorted(ranked, key=lambda combination: sum(rank for rank, _ in combination))
+    return [tuple(option for _, option in combination) for combination in ordered[:limit]]

@@ -1,0 +1,36 @@
+"""Errors that say what is wrong, where in the configuration, and what to do next.
+
+All of them survive pickling, so that they reach the driver from another process as they are.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something a user can put right.
+
+    ``field`` is the dotted path in the configuration (``model.name``), ``message`` says what is
+    wrong, ``hint`` what to do. ``str`` gives one sentence.
+    """
+
+    def __init__(self, field: str, message: str, hint: str = "") -> None:
+        super().__init__(field, message, hint)
+        self.field = field
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        sentence = f"{self.field}: {self.message}"
+        return f"{sentence}; {self.hint}" if self.hint else sentence
+
+
+class TrainingDiverged(UserError):
+    """The loss became infinite or not a number."""
+
+
+class TrainingTimedOut(UserError):
+    """A training took longer than ``train.timeout_s``."""
+
+
+class TrainingStopped(Exception):
+    """A training was asked to stop before its end; nothing of it is kept."""

@@ -1,0 +1,169 @@
+"""The end of a run: the artefacts of the final network, measured, checked and judged on the test split."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tvm.s_tir import meta_schedule as ms
+
+from schemas.config import TargetConfig
+from schemas.network import Trained
+from schemas.table import Comparison, Measurement
+from schemas.work import Exported, ExportedNetwork, ExportWork, Tuned
+from workers.export.loading import load_pruned
+from workers.export.torch_exports import write_torch_exports
+from workers.measuring.gauge import Gauge
+from workers.networks import Networks
+from workers.training.images import batches
+from workers.training.metrics import evaluate
+from workers.tuning.bundle import Bundles
+from workers.tuning.libraries import NetworkLibraries
+from workers.tuning.trials import fastest
+from workers.tuning.tuner import Tuner
+
+LIBRARY = "model.so"
+TUNING = "tuning"
+_CHECKED_IMAGES = 32
+
+
+class Exporter:
+    """Writes ``RUN_DIR/export/TARGET`` and takes the run's last figures."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        target: TargetConfig,
+        networks: Networks,
+        bundles: Bundles,
+        tuner: Tuner,
+        libraries: NetworkLibraries,
+        gauge: Gauge,
+    ) -> None:
+        self._run_dir = run_dir
+        self._folder = run_dir / "export" / target.name
+        self._networks = networks
+        self._bundles = bundles
+        self._tuner = tuner
+        self._libraries = libraries
+        self._gauge = gauge
+
+    def export(self, work: ExportWork) -> Exported:
+        """Carry out ``work``. The test split is read here and nowhere else."""
+        device_s = self._gauge.device_s
+        dense_library, dense_key = self._libraries.build(work.dense)
+        final_library, final_key = self._libraries.build(work.final)
+        shape = work.final.info.input_shape
+        comparison = self._gauge.compare(
+            f"export:{dense_key}:{final_key}", dense_library, final_library, shape
+        )
+        uniform = self._uniform(work, dense_library, dense_key)
+        artifacts = self._write(work.final, final_library)
+        deployed = load_pruned(self._folder)
+        difference, largest, images = self._check(deployed, final_library, final_key)
+        self._gauge.release()
+        return Exported(
+            dense=self._judged(work.dense, self._networks.load(work.dense), comparison.reference),
+            final=self._judged(work.final, deployed, comparison.candidate),
+            uniform=uniform,
+            dense_tuned=self._tuned(work.dense),
+            final_tuned=self._tuned(work.final),
+            speedup_ratios=tuple(
+                before / after
+                for before, after in zip(
+                    comparison.reference_ms, comparison.candidate_ms, strict=True
+                )
+            ),
+            max_abs_difference=difference,
+            max_abs_output=largest,
+            checked_images=images,
+            artifacts=artifacts,
+            device_s=self._gauge.device_s - device_s,
+        )
+
+    def _uniform(
+        self, work: ExportWork, dense_library: Path, dense_key: str
+    ) -> ExportedNetwork | None:
+        if work.uniform is None:
+            return None
+        library, key = self._libraries.build(work.uniform, work.fraction)
+        comparison: Comparison = self._gauge.compare(
+            f"export:{dense_key}:{key}", dense_library, library, work.uniform.info.input_shape
+        )
+        model = self._networks.load(work.uniform, work.fraction)
+        return self._judged(work.uniform, model, comparison.candidate)
+
+    def _judged(self, trained: Trained, model: nn.Module, latency: Measurement) -> ExportedNetwork:
+        return ExportedNetwork(
+            latency=latency,
+            val_accuracy=trained.val_accuracy,
+            test_accuracy=evaluate(model, self._networks.splits.test, self._networks.config.metric),
+            info=trained.info,
+        )
+
+    def _tuned(self, trained: Trained) -> Tuned:
+        bundle = self._bundles.of_structure(trained.structure)
+        return self._tuner.summary(bundle, measured=0, failed=0, device_s=0.0, wall_s=0.0)
+
+    def _write(self, final: Trained, library: Path) -> dict[str, str]:
+        """Write every artefact; paths relative to the run folder."""
+        splits, config = self._networks.splits, self._networks.config
+        self._folder.mkdir(parents=True, exist_ok=True)
+        written = write_torch_exports(
+            self._folder,
+            self._networks.load(final),
+            structure=final.structure,
+            config=config.model,
+            class_names=splits.class_names,
+            preprocessing=splits.preprocessing,
+            batch_size=config.input.batch_size,
+        )
+        shutil.copyfile(library, self._folder / LIBRARY)
+        self._write_records(final, self._folder / TUNING)
+        names = {
+            "weights": written.weights,
+            "structure": written.structure,
+            "exported_program": written.program,
+            "onnx": written.onnx,
+            "library": LIBRARY,
+            "tuning_workloads": f"{TUNING}/database_workload.json",
+            "tuning_records": f"{TUNING}/database_tuning_record.json",
+        }
+        root = self._folder.relative_to(self._run_dir)
+        return {what: str(root / name) for what, name in names.items()}
+
+    def _write_records(self, final: Trained, folder: Path) -> None:
+        """The fastest program of each task, as a database that MetaSchedule opens."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        database = ms.database.JSONDatabase(work_dir=str(folder))
+        bundle = self._bundles.of_structure(final.structure)
+        for task_id, programs in self._tuner.stored(bundle).items():
+            best = fastest(programs)
+            if best is None or best.measurement is None:
+                continue
+            module = bundle.workloads[task_id].module
+            database.commit_tuning_record(
+                ms.database.TuningRecord(
+                    self._tuner.space.replay(module, best.trace).trace,
+                    database.commit_workload(module),
+                    [milliseconds / 1000 for milliseconds in best.measurement.run_ms],
+                    self._tuner.space.target,
+                    [],
+                )
+            )
+
+    def _check(self, model: nn.Module, library: Path, key: str) -> tuple[float, float, int]:
+        """Largest difference of the library's logits on the device from torch's, on test images."""
+        batch_size = self._networks.config.input.batch_size
+        test = self._networks.splits.test
+        count = max(1, min(_CHECKED_IMAGES, len(test)) // batch_size) * batch_size  # type: ignore[arg-type]
+        order = torch.arange(count) % len(test)  # type: ignore[arg-type]
+        images = next(batches(test, count, order))[0]
+        with torch.no_grad():
+            expected = torch.cat([model(part) for part in images.split(batch_size)]).numpy()
+        logits = self._gauge.run(f"run:{key}", library, images.numpy(), batch_size)
+        return float(np.abs(logits - expected).max()), float(np.abs(expected).max()), count

@@ -1,0 +1,139 @@
+"""Writes the torch side of a run's result: weights, structure, ``torch.export`` program, ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from schemas.config import ModelConfig
+from schemas.network import Structure
+from workers.errors import UserError
+from workers.pruning.fold import exported_program
+from workers.training.images import Preprocessing
+from workers.training.networks import example_input
+from workers.training.weights import save_weights, write_whole
+
+WEIGHTS, STRUCTURE, PROGRAM, ONNX = (
+    "weights.safetensors",
+    "structure.json",
+    "model.pt2",
+    "model.onnx",
+)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TorchExports:
+    """Names of the files in the export folder, and how far the ONNX network is from torch's.
+
+    ``onnx_max_abs_diff`` is the largest difference of a logit on random images; ``None`` where
+    onnxruntime is not installed.
+    """
+
+    weights: str
+    structure: str
+    program: str
+    onnx: str
+    onnx_max_abs_diff: float | None
+
+
+def write_torch_exports(
+    folder: Path,
+    model: nn.Module,
+    *,
+    structure: Structure,
+    config: ModelConfig,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    batch_size: int,
+) -> TorchExports:
+    """Writes the network, as it computes in evaluation mode, for batches of ``batch_size`` images.
+
+    Each file is there whole or not at all. Raises ``UserError`` when the network does not export.
+    """
+    example = example_input(batch_size, preprocessing.channels, preprocessing.size)
+    program = exported_program(model, example)
+    save_weights(model.state_dict(), folder / WEIGHTS)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    write_whole(folder / PROGRAM, buffer.getvalue())
+    onnx = _onnx_bytes(program, config)
+    write_whole(folder / ONNX, onnx)
+    description = {
+        "format": FORMAT,
+        "model": config.model_dump(mode="json"),
+        "structure": structure.model_dump(mode="json"),
+        "class_names": list(class_names),
+        "input": {"name": "image", "shape": list(example.shape), "dtype": "float32"},
+        "output": {"name": "logits", "shape": [batch_size, len(class_names)], "dtype": "float32"},
+        "preprocessing": preprocessing.as_data(),
+    }
+    write_whole(folder / STRUCTURE, (json.dumps(description, indent=2) + "\n").encode())
+    difference = onnx_difference(onnx, program.module(), example)
+    return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, ONNX, difference)
+
+
+def _onnx_bytes(program: ExportedProgram, config: ModelConfig) -> bytes:
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        path = Path(scratch) / ONNX
+        try:
+            torch.onnx.export(
+                program,
+                (),
+                path,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise UserError(
+                "model.name",
+                f"{config.name} does not export to ONNX ({type(error).__name__}: {error})",
+                "replace the operator it names",
+            ) from error
+        return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own log lines and warnings."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def onnx_difference(onnx: bytes, model: nn.Module, example: Tensor) -> float | None:
+    """Largest difference of a logit between the ONNX network and torch's, on random images.
+
+    ``None`` where onnxruntime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = model(images)
+    return float((torch.from_numpy(found) - expected).abs().max())

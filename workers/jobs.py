@@ -1,0 +1,125 @@
+"""Training work as plain functions: preparing the dense network, fine-tuning candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+
+from schemas.config import TrainConfig
+from schemas.network import Structure, Trained
+from schemas.work import (
+    FineTuned,
+    FineTuneWork,
+    Outcome,
+    Prepared,
+    PrepareWork,
+    UniformTrained,
+    UniformWork,
+    Work,
+)
+from workers.networks import Networks
+from workers.pruning.surgery import prune_to
+from workers.training.metrics import evaluate
+from workers.training.train import ProgressEvent, train
+from workers.training.weights import load_checkpoint
+
+YieldCores = Callable[[], AbstractContextManager[object]]
+
+
+class TrainingJobs:
+    """Carries out training work in this process."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        threads: int,
+        yield_cores: YieldCores = nullcontext,
+        progress: Callable[[ProgressEvent], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """``yield_cores()`` is entered around each batch, ``should_stop`` asked between batches."""
+        self._networks = networks
+        self._config = networks.config
+        self._threads = threads
+        self._yield_cores = yield_cores
+        self._progress = progress
+        self._should_stop = should_stop
+
+    def run(self, work: Work) -> Outcome:
+        """Carry out one unit of work. Raises ``UserError`` for what the user can put right."""
+        if isinstance(work, PrepareWork):
+            return self._prepare()
+        if isinstance(work, UniformWork):
+            model = self._networks.dense(work.fraction)
+            return UniformTrained(
+                network=self._trained(model, Structure(), self._config.train, self._config.seed)
+            )
+        if isinstance(work, FineTuneWork):
+            return FineTuned(network=self._fine_tune(work))
+        raise TypeError(f"a training job does no {work.kind} work")
+
+    def _prepare(self) -> Prepared:
+        model = self._networks.dense()
+        groups = self._networks.groups
+        recipe = self._config.train
+        if load_checkpoint(model, self._config.model):
+            recipe = recipe.model_copy(update={"epochs": 0})
+        return Prepared(
+            dense=self._trained(model, Structure(), recipe, self._config.seed), groups=groups
+        )
+
+    def _fine_tune(self, work: FineTuneWork) -> Trained:
+        parent = self._networks.load(work.parent)
+        changed = {
+            group: width
+            for group, width in work.structure.widths.items()
+            if work.parent.structure.widths.get(group) != width
+        }
+        model: nn.Module = parent
+        if changed:
+            model = prune_to(
+                parent,
+                self._networks.image,
+                self._networks.groups,
+                changed,
+                self._config.prune.ranking,
+            )
+        recipe = self._config.train.model_copy(
+            update={"epochs": work.epochs, "learning_rate": work.learning_rate}
+        )
+        return self._trained(model, work.structure, recipe, self._config.seed)
+
+    def _trained(
+        self, model: nn.Module, structure: Structure, recipe: TrainConfig, seed: int
+    ) -> Trained:
+        splits = self._networks.splits
+        outcome = train(
+            model,
+            splits,
+            recipe,
+            seed,
+            metric=self._config.metric,
+            yield_cores=self._yield_cores,
+            progress=self._progress,
+            should_stop=self._should_stop,
+            threads=self._threads,
+        )
+        model.eval()
+        accuracy = evaluate(
+            model,
+            splits.validation,
+            self._config.metric,
+            threads=self._threads,
+            yield_cores=self._yield_cores,
+        )
+        return Trained(
+            structure=structure,
+            weights=self._networks.store(model),
+            val_accuracy=accuracy,
+            info=self._networks.info(model),
+            train_s=outcome.train_s,
+            epochs=outcome.epochs,
+        )

@@ -1,0 +1,286 @@
+"""The gauge: takes latencies and outputs of libraries on one device, and never hangs.
+
+Every question to a device goes through a process of its own (``gauge_server``). One that gets no answer
+in time ends that process and counts as the device's failure, with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from device_agents.host_cores import HostCores
+from device_agents.local import DeviceLost, LocalDevice
+from device_agents.processes import ProcessDied, ProcessTimeout, RemoteFailure, WarmProcess
+from schemas.config import MeasureConfig
+from schemas.table import Comparison, Measurement
+from workers.compiling.builder import Library
+
+_CORES_WAIT_S = 600.0
+
+
+class ProgramFailed(RuntimeError):
+    """One library did not run: it crashed, hung or raised. The device lives."""
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """Difference of two libraries' outputs on the same inputs."""
+
+    max_abs_error: float
+    max_abs_output: float
+
+
+class Gauge(Protocol):
+    """What the tuning worker asks of a device. ``key`` names the question in a recording."""
+
+    device_model: str
+    device_s: float
+
+    def measure(self, key: str, library: Library) -> Measurement:
+        """Time one program. Raises ``ProgramFailed`` or ``DeviceLost``."""
+        ...
+
+    def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
+        """Compare two libraries on the same random inputs. Raises as ``measure``."""
+        ...
+
+    def compare(
+        self, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
+    ) -> Comparison:
+        """Time two networks, paired and interleaved. Raises as ``measure``."""
+        ...
+
+    def run(
+        self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
+    ) -> np.ndarray[Any, Any]:
+        """A network's logits for images of shape (n, c, h, w), n a multiple of ``batch_size``."""
+        ...
+
+    def release(self) -> None:
+        """Give the device back until the next question."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceAddress:
+    """Where a device is to be had."""
+
+    host: str
+    port: int
+    key: str
+    threads: int | None
+    kind: Literal["local", "tracker"]
+    device_model: str
+
+
+class DeviceGauge:
+    """A gauge on a real device, through its RPC tracker."""
+
+    def __init__(
+        self,
+        address: DeviceAddress,
+        config: MeasureConfig,
+        cores: HostCores | None,
+        local: LocalDevice | None,
+    ) -> None:
+        """``cores`` is the token of cores the device shares with this host; None if it has its own.
+
+        ``local`` is the agent of a local device: it is started anew when it does not answer.
+        """
+        self.device_model = address.device_model
+        self.device_s = 0.0
+        self._address = address
+        self._config = config
+        self._cores = cores
+        self._local = local
+        self._process = WarmProcess("workers.measuring.gauge_server", name="gauge")
+        self._facts: dict[str, Any] | None = None
+        self._opened_at = 0.0
+        self._ratio = 1.0
+
+    def measure(self, key: str, library: Library) -> Measurement:
+        config = self._config
+        answer = self._ask(
+            "program",
+            {
+                "path": str(library.path),
+                "arguments": [list(argument) for argument in library.arguments],
+                "repeats": config.program_repeats,
+                "min_repeat_ms": config.program_min_repeat_ms,
+                "cache_flush_bytes": config.cache_flush_bytes,
+            },
+        )
+        return self._measurement(answer["run_ms"], answer)
+
+    def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
+        answer = self._ask(
+            "check",
+            {
+                "reference": str(reference.path),
+                "path": str(library.path),
+                "arguments": [list(argument) for argument in library.arguments],
+                "seed": 0,
+            },
+            alone=False,
+        )
+        return OutputCheck(answer["max_abs_error"], answer["max_abs_output"])
+
+    def compare(
+        self, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
+    ) -> Comparison:
+        config = self._config
+        answer = self._ask(
+            "pair",
+            {
+                "reference": str(reference),
+                "candidate": str(candidate),
+                "input_shape": list(input_shape),
+                "pairs": config.model_repeats,
+                "min_repeat_ms": config.model_min_repeat_ms,
+                "seed": 0,
+            },
+            patience=1 + config.model_repeats * config.model_min_repeat_ms / 1000,
+        )
+        self._look_at_canary()
+        return Comparison(
+            reference_ms=tuple(answer["reference_ms"]),
+            candidate_ms=tuple(answer["candidate_ms"]),
+            reference=self._measurement(answer["reference_ms"], answer),
+            candidate=self._measurement(answer["candidate_ms"], answer),
+        )
+
+    def run(
+        self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
+    ) -> np.ndarray[Any, Any]:
+        answer = self._ask(
+            "run",
+            {
+                "path": str(network),
+                "input_shape": [batch_size, *images.shape[1:]],
+                "images": np.ascontiguousarray(images, dtype="float32").tobytes(),
+            },
+            alone=False,
+        )
+        logits: np.ndarray[Any, Any] = np.frombuffer(answer["logits"], dtype="float32").reshape(
+            answer["shape"]
+        )
+        return logits
+
+    def release(self) -> None:
+        if self._facts is None:
+            return
+        try:
+            self._look_at_canary()
+            self._process.call("close", timeout_s=self._config.answer_timeout_s)
+        except (ProcessDied, ProcessTimeout, RemoteFailure):
+            self._process.stop()
+        self._facts = None
+
+    def close(self) -> None:
+        self._process.stop()
+        self._facts = None
+
+    def _ask(
+        self, method: str, request: dict[str, Any], *, alone: bool = True, patience: float = 0.0
+    ) -> dict[str, Any]:
+        """Open a session if there is none, ask, and tell a program's failure from the device's.
+
+        A library after which the device does not answer is tried once: it failed, and the device is
+        made ready for the next one. ``alone``: nothing else of ours runs on shared cores meanwhile.
+        """
+        self._ensure_open()
+        limit_s = self._config.answer_timeout_s + 2 * patience
+        token = (
+            self._cores.measuring(_CORES_WAIT_S) if self._cores and alone else nullcontext()
+        )
+        with token:
+            began = time.monotonic()
+            try:
+                return self._process.call(method, request, timeout_s=limit_s)
+            except RemoteFailure as error:
+                failure = f"{error.kind}: {error.message.strip().splitlines()[-1][:300]}"
+            except ProcessTimeout:
+                failure = f"no answer within {limit_s:g} s"
+            except ProcessDied as error:
+                failure = f"the measuring process died: {error}"
+            finally:
+                self.device_s += time.monotonic() - began
+        self._recover()
+        raise ProgramFailed(failure)
+
+    def _ensure_open(self) -> None:
+        lease_s = self._config.session_timeout_s
+        if self._facts is not None and time.monotonic() - self._opened_at > lease_s / 2:
+            self.release()
+        if self._facts is not None:
+            return
+        errors = []
+        for _attempt in range(3):
+            if self._local is not None:
+                self._local.ensure_alive()
+            try:
+                self._facts = self._process.call(
+                    "open",
+                    {
+                        "host": self._address.host,
+                        "port": self._address.port,
+                        "key": self._address.key,
+                        "threads": self._address.threads,
+                        "lease_s": lease_s,
+                        "wait_s": self._config.device_wait_s,
+                    },
+                    timeout_s=self._config.device_wait_s + self._config.answer_timeout_s,
+                )
+                self._opened_at = time.monotonic()
+                return
+            except RemoteFailure as error:
+                errors.append(f"{error.kind}: {error.message}")
+                if error.kind in ("NoDevice", "WrongThreads"):
+                    break
+            except (ProcessDied, ProcessTimeout) as error:
+                errors.append(str(error))
+            if self._local is not None:
+                self._local.restart()
+        raise DeviceLost(
+            f"device {self._address.key!r} of the tracker at "
+            f"{self._address.host}:{self._address.port}: {errors[-1]}"
+        )
+
+    def _recover(self) -> None:
+        """After a failure: the session is void; a local device that may be stuck starts anew."""
+        self._facts = None
+        self._process.stop()
+        if self._local is not None:
+            self._local.restart()
+
+    def _look_at_canary(self) -> None:
+        try:
+            token = self._cores.measuring(_CORES_WAIT_S) if self._cores else nullcontext()
+            with token:
+                answer = self._process.call("canary", timeout_s=self._config.answer_timeout_s)
+            self._ratio = answer["ratio"]
+        except (ProcessDied, ProcessTimeout, RemoteFailure):
+            self._facts = None
+            self._process.stop()
+
+    def _measurement(self, run_ms: list[float], answer: dict[str, Any]) -> Measurement:
+        facts = self._facts or {}
+        return Measurement(
+            run_ms=tuple(run_ms),
+            device=facts["device"],
+            device_kind=self._address.kind,
+            threads=facts["threads"],
+            temperature_c=facts["temperature_c"],
+            canary_ratio=self._ratio,
+            measured_at=answer["measured_at"],
+        )

@@ -1,0 +1,191 @@
+"""The gauge's process: TVM's runtime alone and one session to a device.
+
+A device that hangs takes this process with it, never the caller: ``workers.measuring.gauge`` ends and
+replaces it. Started by that module; not a command of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from device_agents.lean_tvm import import_runtime
+from device_agents.processes import serve
+
+
+class _State:
+    """The open session, with what stays loaded in it."""
+
+    session: Any = None
+    canary: Any = None
+    info: Any = None
+    networks: dict[str, Any]
+
+
+_state = _State()
+_state.networks = {}
+
+
+def main() -> None:
+    """Import TVM's runtime, then answer until the parent closes the stream."""
+    import_runtime()
+    serve(
+        {
+            "open": _open,
+            "close": _close,
+            "program": _program,
+            "check": _check,
+            "pair": _pair,
+            "run": _run,
+            "canary": _canary,
+        }
+    )
+
+
+def _open(request: dict[str, Any]) -> dict[str, Any]:
+    from device_agents.health import Canary
+    from device_agents.session import open_session
+
+    _close({})
+    _state.session = open_session(
+        request["host"],
+        request["port"],
+        request["key"],
+        lease_s=request["lease_s"],
+        wait_s=request["wait_s"],
+        threads=request["threads"],
+    )
+    _state.info = _state.session.info()
+    _state.canary = Canary(_state.session)
+    return {
+        "device": _state.info.device,
+        "threads": _state.info.threads,
+        "cpu_model": _state.info.cpu_model,
+        "temperature_c": _state.info.temperature_c,
+    }
+
+
+def _close(_request: dict[str, Any]) -> dict[str, Any]:
+    session, _state.session, _state.canary = _state.session, None, None
+    _state.networks.clear()
+    if session is not None:
+        session.close()
+    return {}
+
+
+def _program(request: dict[str, Any]) -> dict[str, Any]:
+    session = _state.session
+    library = session.load(Path(request["path"]))
+    arguments = _random_arguments(session, request["arguments"])
+    evaluate = library.time_evaluator(
+        "main",
+        session.cpu(),
+        number=1,
+        repeat=request["repeats"],
+        min_repeat_ms=request["min_repeat_ms"],
+        cache_flush_bytes=request["cache_flush_bytes"],
+    )
+    results = evaluate(*arguments).results
+    return {"run_ms": [1000 * value for value in results], "measured_at": time.time()}
+
+
+def _check(request: dict[str, Any]) -> dict[str, Any]:
+    """Run two libraries of the same signature on the same random inputs; compare the last argument."""
+    import numpy as np
+
+    session = _state.session
+    generator = np.random.default_rng(request["seed"])
+    host = [
+        generator.standard_normal(shape).astype(dtype) for dtype, shape in request["arguments"]
+    ]
+    outputs = []
+    for path in (request["reference"], request["path"]):
+        library = session.load(Path(path))
+        arguments = [_remote(session, array) for array in host]
+        library["main"](*arguments)
+        outputs.append(arguments[-1].numpy())
+    return {
+        "max_abs_error": float(np.max(np.abs(outputs[0] - outputs[1]))),
+        "max_abs_output": float(np.max(np.abs(outputs[0]))),
+    }
+
+
+def _pair(request: dict[str, Any]) -> dict[str, Any]:
+    """Time two networks in turn, so that drift of the device meets both alike."""
+    import numpy as np
+
+    session = _state.session
+    machines = [_network(request[name]) for name in ("reference", "candidate")]
+    image = _remote(
+        session,
+        np.random.default_rng(request["seed"])
+        .standard_normal(request["input_shape"])
+        .astype("float32"),
+    )
+    evaluators = [
+        machine.time_evaluator(
+            "main", session.cpu(), number=1, repeat=1, min_repeat_ms=request["min_repeat_ms"]
+        )
+        for machine in machines
+    ]
+    for evaluate in evaluators:
+        evaluate(image)
+    times: list[list[float]] = [[], []]
+    for turn in range(request["pairs"]):
+        order = (0, 1) if turn % 2 == 0 else (1, 0)
+        for which in order:
+            times[which].append(1000 * float(evaluators[which](image).mean))
+    return {"reference_ms": times[0], "candidate_ms": times[1], "measured_at": time.time()}
+
+
+def _run(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a network on images; ``images`` is their raw bytes, one batch after the other."""
+    import numpy as np
+
+    session = _state.session
+    machine = _network(request["path"])
+    shape = request["input_shape"]
+    images = np.frombuffer(request["images"], dtype="float32").reshape(-1, *shape)
+    outputs = []
+    for batch in images:
+        machine.set_input("main", _remote(session, batch))
+        machine.invoke_stateful("main")
+        outputs.append(machine.get_outputs("main")[0].numpy())
+    logits = np.concatenate(outputs)
+    return {"logits": logits.astype("float32").tobytes(), "shape": list(logits.shape)}
+
+
+def _network(path: str) -> Any:
+    from tvm.runtime.vm import VirtualMachine
+
+    if path not in _state.networks:
+        library = _state.session.load(Path(path))
+        _state.networks[path] = VirtualMachine(library, _state.session.cpu())
+    return _state.networks[path]
+
+
+def _random_arguments(session: Any, arguments: list[Any]) -> list[Any]:
+    import tvm
+
+    fill = session.rpc.get_function("tvm.contrib.random.random_fill_for_measure")
+    tensors = []
+    for dtype, shape in arguments:
+        tensor = tvm.runtime.empty(tuple(shape), dtype, session.cpu())
+        fill(tensor)
+        tensors.append(tensor)
+    return tensors
+
+
+def _remote(session: Any, array: Any) -> Any:
+    import tvm
+
+    return tvm.runtime.tensor(array, session.cpu())
+
+
+def _canary(_request: dict[str, Any]) -> dict[str, Any]:
+    return {"ratio": _state.canary.ratio()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Devices that write down what they answer, and devices that answer from what was written.
+
+A recording is a file of JSON lines: the first names the device model, each further one is a question's
+key and its answer. What is answered from a recording is labelled so (``device_kind: replay``).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from schemas.table import Comparison, Measurement
+from workers.compiling.builder import Library
+from workers.errors import UserError
+from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed
+
+
+class RecordingGauge:
+    """A gauge that appends every answer to a file."""
+
+    def __init__(self, gauge: Gauge, path: Path) -> None:
+        self._gauge = gauge
+        self._path = path
+        self.device_model = gauge.device_model
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            self._write({"device_model": gauge.device_model})
+
+    @property
+    def device_s(self) -> float:
+        """Seconds the device was busy for us."""
+        return self._gauge.device_s
+
+    def measure(self, key: str, library: Library) -> Measurement:
+        try:
+            answer = self._gauge.measure(key, library)
+        except ProgramFailed as error:
+            self._write({"key": key, "failed": str(error)})
+            raise
+        self._write({"key": key, "measurement": answer.model_dump(mode="json")})
+        return answer
+
+    def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
+        try:
+            answer = self._gauge.check(key, reference, library)
+        except ProgramFailed as error:
+            self._write({"key": key, "failed": str(error)})
+            raise
+        self._write({"key": key, "check": [answer.max_abs_error, answer.max_abs_output]})
+        return answer
+
+    def compare(
+        self, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
+    ) -> Comparison:
+        answer = self._gauge.compare(key, reference, candidate, input_shape)
+        self._write({"key": key, "comparison": answer.model_dump(mode="json")})
+        return answer
+
+    def run(
+        self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
+    ) -> np.ndarray[Any, Any]:
+        answer = self._gauge.run(key, network, images, batch_size)
+        data = base64.b64encode(answer.astype("float32").tobytes()).decode()
+        self._write({"key": key, "logits": data, "shape": list(answer.shape)})
+        return answer
+
+    def release(self) -> None:
+        self._gauge.release()
+
+    def close(self) -> None:
+        self._gauge.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class ReplayGauge:
+    """A gauge that answers from a recording and touches no device."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``UserError`` when the recording is missing or unreadable."""
+        try:
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            self.device_model = str(lines[0]["device_model"])
+        except (OSError, ValueError, LookupError) as error:
+            raise UserError(
+                "targets[].recording",
+                f"{path} is no recording ({error})",
+                "record one by a run with device: local and the same recording",
+            ) from error
+        self._path = path
+        self._answers = {line["key"]: line for line in lines[1:]}
+        self.device_s = 0.0
+
+    def measure(self, key: str, library: Library) -> Measurement:
+        return _replayed(Measurement.model_validate(self._answer(key)["measurement"]))
+
+    def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
+        return OutputCheck(*self._answer(key)["check"])
+
+    def compare(
+        self, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
+    ) -> Comparison:
+        answer = Comparison.model_validate(self._answer(key)["comparison"])
+        return answer.model_copy(
+            update={
+                "reference": _replayed(answer.reference),
+                "candidate": _replayed(answer.candidate),
+            }
+        )
+
+    def run(
+        self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
+    ) -> np.ndarray[Any, Any]:
+        answer = self._answer(key)
+        data = base64.b64decode(answer["logits"])
+        logits: np.ndarray[Any, Any] = np.frombuffer(data, "float32").reshape(answer["shape"])
+        return logits
+
+    def release(self) -> None:
+        """There is no device to give back."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def _answer(self, key: str) -> dict[str, Any]:
+        if key not in self._answers:
+            raise UserError(
+                "targets[].recording",
+                f"{self._path} has no answer to {key}",
+                "record anew with this configuration, on a device",
+            )
+        answer: dict[str, Any] = self._answers[key]
+        if "failed" in answer:
+            raise ProgramFailed(answer["failed"])
+        return answer
+
+
+def _replayed(measurement: Measurement) -> Measurement:
+    return measurement.model_copy(update={"device_kind": "replay"})

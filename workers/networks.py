@@ -1,0 +1,83 @@
+"""Networks by what the ledger says of them: structure and weights become torch modules."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from schemas.config import RunConfig
+from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
+from workers.artifacts import ArtifactStore
+from workers.pruning.groups import channel_groups
+from workers.pruning.surgery import materialise, network_info
+from workers.training.data import Splits, load_splits
+from workers.training.networks import build_model, example_input
+from workers.training.weights import weights_from_bytes, weights_to_bytes
+
+
+class Networks:
+    """The networks of one run: the dense one, those pruned from it, and the uniformly narrower one."""
+
+    def __init__(self, config: RunConfig, artifacts: ArtifactStore) -> None:
+        self.config = config
+        self._artifacts = artifacts
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The run's data."""
+        return load_splits(self.config.data, self.config.seed)
+
+    @property
+    def image(self) -> Tensor:
+        """One input image of zeros, ``(1, channels, size, size)``."""
+        return example_input(1, self.splits.in_channels, self.config.data.image_size)
+
+    @property
+    def batch(self) -> Tensor:
+        """One input of the deployed network, ``(batch, channels, size, size)``."""
+        return example_input(
+            self.config.input.batch_size, self.splits.in_channels, self.config.data.image_size
+        )
+
+    @cached_property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """Channel groups of the dense network."""
+        return channel_groups(self.dense(), self.image, self.config.prune.exclude)
+
+    def dense(self, fraction: float = 1.0) -> nn.Module:
+        """The dense network, or the one of a fraction of its widths, with fresh weights."""
+        return build_model(
+            self.config.model,
+            self.splits.num_classes,
+            self.splits.in_channels,
+            fraction,
+            image_size=self.config.data.image_size,
+            seed=self.config.seed,
+        )
+
+    def of_structure(self, structure: Structure, fraction: float | None = None) -> nn.Module:
+        """A network of the structure whose weights say nothing, in evaluation mode."""
+        if fraction is not None:
+            return self.dense(fraction).eval()
+        return materialise(self.dense, self.image, structure).eval()
+
+    def load(self, trained: Trained, fraction: float | None = None) -> nn.Module:
+        """The network with its weights, in evaluation mode."""
+        model = self.of_structure(trained.structure, fraction)
+        model.load_state_dict(weights_from_bytes(self._artifacts.get_bytes(trained.weights)))
+        return model.eval()
+
+    def store(self, model: nn.Module) -> str:
+        """Store a network's weights; their artefact address."""
+        return self._artifacts.put_bytes(weights_to_bytes(model.state_dict()), ".safetensors")
+
+    def info(self, model: nn.Module) -> NetworkInfo:
+        """Size, input shape and classes of a network."""
+        return network_info(model, self.batch, self.splits.class_names)
+
+
+def torch_threads(count: int) -> None:
+    """Use ``count`` threads for torch's operators in this process."""
+    torch.set_num_threads(max(1, count))

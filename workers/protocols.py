@@ -1,0 +1,31 @@
+"""What workers need of others, as interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from schemas.table import Program
+
+
+class ProgramTable(Protocol):
+    """The table's programs: all a worker reads of the ledger, and all it writes to it."""
+
+    def programs(self, task_ids: list[str], device_model: str) -> list[Program]:
+        """The programs of these tasks on one device model, those that failed included.
+
+        In the order in which they were added.
+        """
+        ...
+
+    def add_programs(self, programs: Sequence[Program]) -> None:
+        """Store programs; one that is there already stays as it is."""
+        ...
+
+    def record_check(self, program: Program) -> None:
+        """Replace a stored program by itself with its outputs checked."""
+        ...
+
+    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
+        """Programs stored for each of these tasks, those that failed included."""
+        ...

@@ -1,0 +1,91 @@
+"""Thin Ray wrappers: one remote function for training, one actor for each target's tuning worker.
+
+Work and outcomes cross as JSON, so that nothing of torch or TVM is ever unpickled elsewhere.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from schemas.work import Outcome, Work
+from workers.context import RunContext
+from workers.protocols import ProgramTable
+
+_WORK: TypeAdapter[Work] = TypeAdapter(Work)
+_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+_CORES_WAIT_S = 600.0
+
+
+def run_training(work_json: str, context_json: str) -> str:
+    """Carry out a unit of training work; the outcome as JSON. Body of the Ray task."""
+    from device_agents.host_cores import HostCores
+    from workers.jobs import TrainingJobs
+
+    context = RunContext.model_validate_json(context_json)
+    work = _WORK.validate_json(work_json)
+    cores = HostCores(Path(context.lock_dir), "host")
+    jobs = TrainingJobs(
+        _networks(context_json),
+        threads=_threads(),
+        yield_cores=lambda: cores.working(_CORES_WAIT_S),
+        progress=_progress(Path(context.run_dir), work.key),
+    )
+    return _OUTCOME.dump_json(jobs.run(work)).decode()
+
+
+class TuningActor:
+    """Ray's side of a ``TuningWorker``."""
+
+    def __init__(self, context_json: str, target_name: str, table: ProgramTable) -> None:
+        from workers.tuning.worker import TuningWorker
+
+        faulthandler.enable()
+        context = RunContext.model_validate_json(context_json)
+        self._worker = TuningWorker(context, target_name, table)
+
+    def run(self, work_json: str) -> str:
+        """Carry out a unit of work; the outcome as JSON."""
+        return _OUTCOME.dump_json(self._worker.run(_WORK.validate_json(work_json))).decode()
+
+    def close(self) -> None:
+        """End the worker's processes."""
+        self._worker.close()
+
+
+@functools.lru_cache(maxsize=4)
+def _networks(context_json: str) -> Any:
+    """One run's networks and data, loaded once in a worker process."""
+    from workers.artifacts import ArtifactStore
+    from workers.networks import Networks
+
+    context = RunContext.model_validate_json(context_json)
+    return Networks(context.config, ArtifactStore(context.artifacts))
+
+
+def _threads() -> int:
+    """CPU threads for training: what Ray gave this task."""
+    import ray
+
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    return max(1, int(assigned.get("CPU", 1)))
+
+
+def _progress(run_dir: Path, key: str) -> Any:
+    """Write the training's progress where ``status`` and the driver look for it."""
+    folder = run_dir / "progress"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key[:24]}.json"
+
+    def report(event: Any) -> None:
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(asdict(event)))
+        partial.replace(path)
+
+    return report

@@ -1,0 +1,1 @@
+"""Networks, images and training. Imports neither ray nor tvm."""

@@ -1,0 +1,280 @@
+"""Loads the three splits that a configuration names. Nothing is downloaded.
+
+The search sees the validation split; the test split is for the end. Splits that are not given are
+drawn from the training images, stratified by class: the same seed gives the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Subset, TensorDataset
+
+from schemas.config import DataConfig
+from workers.errors import UserError
+from workers.training.images import ImageSet, Preprocessing, TensorImages
+from workers.training.references import call_reference, resolve_reference
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test",),
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint data sets of ``(image (C, H, W) float32 normalised, label)`` pairs."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.preprocessing.channels
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """The train, validation and test split. Raises ``UserError`` for a source that is unusable."""
+    if config.arguments and ":" not in config.name:
+        raise UserError(
+            "data.arguments", f"{config.name} takes none", "remove them, or name a module:function"
+        )
+    if config.name == "digits":
+        return _digits(config, seed)
+    if config.name == "cifar10":
+        return _cifar10(config, seed)
+    if config.name == "imagefolder":
+        return _imagefolder(config, seed)
+    if ":" in config.name:
+        return _from_function(config)
+    raise UserError(
+        "data.name",
+        f"there is no data set {config.name!r}",
+        "use digits, cifar10, imagefolder or module:function",
+    )
+
+
+def _held_out(
+    labels: Sequence[int], shares: Sequence[float], seed: int, field: str
+) -> list[list[int]]:
+    """Indices of the rest and of each share (a fraction of all), disjoint, stratified, sorted."""
+    from sklearn.model_selection import train_test_split
+
+    rest = np.arange(len(labels))
+    classes = np.asarray(labels)
+    parts = []
+    try:
+        for share in shares:
+            count = round(share * len(labels))
+            rest, part = train_test_split(
+                rest, test_size=count, random_state=seed, stratify=classes[rest]
+            )
+            parts.append(sorted(part.tolist()))
+    except ValueError as error:
+        raise UserError(
+            field,
+            f"the images cannot be split by class ({error})",
+            "add images or change the fraction",
+        ) from error
+    return [sorted(rest.tolist()), *parts]
+
+
+def _digits(config: DataConfig, seed: int) -> Splits:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey values from 0 to 16, resized bilinearly."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    images = torch.from_numpy(source.images).float().unsqueeze(1) / 16
+    images = _resized(images, config.image_size)
+    labels = torch.from_numpy(source.target).long()
+    shares = (config.validation_fraction, config.test_fraction)
+    parts = _held_out(labels.tolist(), shares, seed, "data.validation_fraction")
+    mean, std = float(images[parts[0]].mean()), float(images[parts[0]].std())
+    images = (images - mean) / std
+    train, validation, test = (TensorImages(images[part], labels[part]) for part in parts)
+    return Splits(
+        train,
+        validation,
+        test,
+        tuple(str(name) for name in source.target_names),
+        Preprocessing(config.image_size, 1, config.image_size, 16.0, (mean,), (std,)),
+    )
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
+        return images
+    return functional.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+
+
+def _cifar10(config: DataConfig, seed: int) -> Splits:
+    from torchvision.datasets import CIFAR10
+
+    root = _folder(config)
+    try:
+        training, testing = (
+            CIFAR10(str(root), train=flag, download=False) for flag in (True, False)
+        )
+    except RuntimeError as error:
+        raise UserError(
+            "data.root",
+            f"{root} holds no complete CIFAR-10",
+            "put the extracted folder cifar-10-batches-py (python version) into it",
+        ) from error
+    mean, std = _CIFAR10
+    keep, held = _held_out(
+        training.targets, (config.validation_fraction,), seed, "data.validation_fraction"
+    )
+
+    def images(dataset: CIFAR10, part: list[int] | slice) -> TensorImages:
+        pixels = torch.from_numpy(dataset.data[part]).permute(0, 3, 1, 2).contiguous()
+        if pixels.shape[-1] != config.image_size:
+            pixels = _resized(pixels.float(), config.image_size).round().clamp(0, 255).byte()
+        return TensorImages(pixels, torch.tensor(dataset.targets)[part], mean, std)
+
+    return Splits(
+        images(training, keep),
+        images(training, held),
+        images(testing, slice(None)),
+        tuple(training.classes),
+        Preprocessing(config.image_size, 3, config.image_size, 255.0, mean, std),
+    )
+
+
+def _folder(config: DataConfig) -> Path:
+    root = Path(config.root or "").expanduser()
+    if config.root is None or not root.is_dir():
+        raise UserError(
+            "data.root",
+            f"there is no folder {config.root}",
+            f"name the folder of the {config.name} images",
+        )
+    return root
+
+
+def _imagefolder(config: DataConfig, seed: int) -> Splits:
+    from torchvision import transforms
+
+    root = _folder(config)
+    mean, std = _IMAGENET
+    resize = max(config.image_size, round(config.image_size * 256 / 224))
+    transform = transforms.Compose(
+        [
+            transforms.Resize(resize),
+            transforms.CenterCrop(config.image_size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    found = {
+        split: root / name
+        for split, names in _FOLDERS.items()
+        for name in reversed(names)
+        if (root / name).is_dir()
+    }
+    given = {split: _images_of(folder, transform) for split, folder in found.items()}
+    whole = given.pop("train") if "train" in given else None
+    if whole is None:
+        if given:
+            raise UserError(
+                "data.root", f"{root} has no folder train", "add it, or give one folder per class"
+            )
+        whole = _images_of(root, transform)
+    for split, dataset in given.items():
+        if dataset.classes != whole.classes:
+            raise UserError(
+                "data.root",
+                f"the classes in {found[split]} are not those of the training images",
+                "give both the same class folders",
+            )
+    fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
+    missing = [split for split in fractions if split not in given]
+    keep, *held = _held_out(
+        whole.targets, [fractions[split] for split in missing], seed, "data.validation_fraction"
+    )
+    drawn = {split: Subset(whole, part) for split, part in zip(missing, held, strict=True)}
+    splits: dict[str, Any] = {**given, **drawn}
+    return Splits(
+        Subset(whole, keep) if missing else whole,
+        splits["validation"],
+        splits["test"],
+        tuple(whole.classes),
+        Preprocessing(config.image_size, 3, resize, 255.0, mean, std),
+    )
+
+
+def _images_of(folder: Path, transform: Any) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(str(folder), transform=transform)
+    except FileNotFoundError as error:
+        raise UserError(
+            "data.root",
+            f"{folder} holds no images in one folder per class ({error})",
+            "lay the images out as CLASS/IMAGE.png",
+        ) from error
+
+
+def _from_function(config: DataConfig) -> Splits:
+    """Three data sets of the user's: images are ``(C, H, W)`` float tensors, normalised already."""
+    field = "data.name"
+    function = resolve_reference(config.name, field)
+    result = call_reference(function, config.arguments, {}, field)
+    if not isinstance(result, tuple | list) or len(result) != 3:
+        raise UserError(
+            field,
+            f"{config.name} does not return three data sets",
+            "return (train, validation, test)",
+        )
+    for name, dataset in zip(_FOLDERS, result, strict=True):
+        if not hasattr(dataset, "__len__") or len(dataset) == 0:
+            raise UserError(
+                field, f"the {name} split of {config.name} is empty or has no length", "correct it"
+            )
+    train, validation, test = (
+        TensorImages(data.tensors[0].float(), data.tensors[1].long())
+        if isinstance(data, TensorDataset)
+        else data
+        for data in result
+    )
+    names = getattr(result[0], "classes", None)
+    if names is None:
+        if not isinstance(train, TensorImages):
+            raise UserError(
+                field,
+                f"the training split of {config.name} has no attribute classes",
+                "give it the list of class names",
+            )
+        names = range(int(max(int(data.labels.max()) for data in (train, validation, test))) + 1)
+    shape = tuple(train[0][0].shape)
+    size = config.image_size
+    if len(shape) != 3 or shape[1:] != (size, size):
+        raise UserError(
+            "data.image_size",
+            f"an image of {config.name} has shape {shape}, not (channels, {size}, {size})",
+            "correct it or the function",
+        )
+    note = f"done by {config.name}"
+    unchanged = ((0.0,) * shape[0], (1.0,) * shape[0])
+    preprocessing = Preprocessing(size, shape[0], size, 1.0, *unchanged, note=note)
+    return Splits(train, validation, test, tuple(str(name) for name in names), preprocessing)

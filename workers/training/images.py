@@ -1,0 +1,133 @@
+"""Images in memory, batches of any data set, and augmentation of whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+Augmentation = Literal["none", "shift", "crop_flip"]
+
+
+class ImageSet(Protocol):
+    """A data set: gives pairs of a normalised image ``(C, H, W)`` and its class number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns an image into the network's input, as plain data for the exports.
+
+    An image of ``channels`` channels is resized so that its shorter side has ``resize`` pixels
+    (bilinear), cropped at its centre to ``size`` x ``size``, scaled so that its values lie between
+    0 and 1 (divided by ``divide_by``), and normalised: ``(value - mean) / std`` per channel.
+    """
+
+    size: int
+    channels: int
+    resize: int
+    divide_by: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str = ""
+
+    def as_data(self) -> dict[str, Any]:
+        """The description as JSON data."""
+        return asdict(self)
+
+
+class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images held in memory.
+
+    ``images`` is ``(N, C, H, W)``: float that is normalised already, or uint8 that is divided by
+    255 and normalised with ``mean`` and ``std`` when it is read. ``labels`` is ``(N,)`` int64.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self._mean = torch.tensor(mean).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(std).reshape(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.batch(torch.tensor([index]))
+        return images[0], labels[0]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float images ``(n, C, H, W)`` and labels ``(n,)``."""
+        images = self.images[indices]
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self._mean) / self._std
+        return images, self.labels[indices]
+
+
+def batches(
+    dataset: ImageSet, batch_size: int, order: Tensor | None = None, threads: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images ``(n, C, H, W)`` and labels ``(n,)`` in ``order`` (by default as they lie).
+
+    Images that are not in memory are read by ``threads`` threads, while the batch before is in use.
+    A last batch of one image is left out of a shuffled order: batch norm cannot train on it.
+    """
+    chunks = torch.split(torch.arange(len(dataset)) if order is None else order, batch_size)
+    if order is not None and len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks = chunks[:-1]
+    if isinstance(dataset, TensorImages):
+        for chunk in chunks:
+            yield dataset.batch(chunk)
+        return
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        waiting = (
+            [pool.submit(dataset.__getitem__, i) for i in chunks[0].tolist()] if chunks else []
+        )
+        for number in range(len(chunks)):
+            ready = waiting
+            if number + 1 < len(chunks):
+                waiting = [pool.submit(dataset.__getitem__, i) for i in chunks[number + 1].tolist()]
+            samples = [future.result() for future in ready]
+            images = torch.stack([torch.as_tensor(image) for image, _ in samples])
+            yield images, torch.tensor([int(label) for _, label in samples])
+
+
+def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+    """A batch ``(n, C, H, W)`` changed at random, each image by itself, all at once.
+
+    ``shift`` moves by up to 2 pixels; ``crop_flip`` moves by up to an eighth of the height and
+    mirrors every other image on average. Borders are filled with the nearest pixel.
+    """
+    if kind == "none":
+        return images
+    reach = 2 if kind == "shift" else max(1, images.shape[-2] // 8)
+    images = _moved(images, reach, generator)
+    if kind == "crop_flip":
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return images
+
+
+def _moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (reach, reach, reach, reach), mode="replicate")
+    offsets = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
+    rows = (offsets[0] + torch.arange(height))[:, :, None]
+    columns = (offsets[1] + torch.arange(width))[:, None, :]
+    batch = torch.arange(count)[:, None, None]
+    return padded[batch, :, rows, columns].permute(0, 3, 1, 2)

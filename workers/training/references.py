@@ -1,0 +1,74 @@
+"""Resolves ``module:function`` references in a configuration to the user's own code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from workers.errors import UserError
+
+
+def resolve_reference(reference: str, field: str) -> Callable[..., Any]:
+    """The callable that ``module:function`` names; ``field`` is where the reference stands.
+
+    The working directory is put on ``sys.path``, so that a module next to the configuration is
+    found. Raises ``UserError`` when the module does not import or has no such callable.
+    """
+    module_name, _, attribute = reference.partition(":")
+    directory = os.getcwd()
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            field,
+            f"cannot import {module_name!r} of {reference!r} ({type(error).__name__}: {error})",
+            f"run from the folder that holds {module_name.split('.')[0]}, or install it",
+        ) from error
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if function is None or not callable(function):
+        raise UserError(
+            field,
+            f"{module_name} has no function {attribute!r}",
+            "correct the name after the colon",
+        )
+    return function
+
+
+def call_reference(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    field: str,
+) -> Any:
+    """Calls a user's function with ``arguments``, and those of ``offered`` that it has a name for.
+
+    An exception of the function becomes a ``UserError`` that names ``field``.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = {}.values()
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters}
+    extra = {
+        name: value
+        for name, value in offered.items()
+        if name not in arguments and (takes_any or name in names)
+    }
+    try:
+        return function(**{**extra, **arguments})
+    except UserError:
+        raise
+    except Exception as error:
+        name = getattr(function, "__qualname__", str(function))
+        raise UserError(
+            field,
+            f"{name} failed with {type(error).__name__}: {error}",
+            f"correct it, or the {field.rsplit('.', 1)[0]}.arguments handed to it",
+        ) from error

@@ -1,0 +1,46 @@
+"""Where and with how many threads torch computes, put back afterwards.
+
+Importing this module asks oneDNN for AVX2 kernels, unless ``ONEDNN_MAX_CPU_ISA`` says otherwise:
+with torch 2.15 on AVX-512 and two threads or more, training a network whose widths are no multiple
+of 16 ends in a segmentation fault inside ``backward``. oneDNN reads the variable at its first use, so
+this module must be imported before the process's first convolution.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+
+def best_device() -> str:
+    """``cuda`` where torch sees a GPU, otherwise ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def computing(model: nn.Module, threads: int, device: str | None) -> Iterator[torch.device]:
+    """The model on ``device`` (the best by default), torch with ``threads`` threads, inside.
+
+    Operations are the deterministic ones where torch has them. The model is moved in place and put
+    back, as are threads and torch's mode.
+    """
+    home = next(model.parameters()).device
+    chosen = torch.device(device or best_device())
+    before = torch.get_num_threads()
+    mode = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        model.to(chosen)
+        yield chosen
+    finally:
+        model.to(home)
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        torch.set_num_threads(before)

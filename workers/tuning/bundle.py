@@ -1,0 +1,81 @@
+"""A network as the tuner sees it: its Relax module and its table, by structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm.ir import save_json
+from tvm.target import Target
+
+from schemas.network import Structure, Trained
+from schemas.table import NetworkTable
+from schemas.work import TuneWork
+from workers.compiling.network import RelaxNetwork, relax_network
+from workers.compiling.tasks import Workload, build_table
+from workers.networks import Networks
+from workers.pruning.fold import exported_program, fold_batch_norm
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One network structure, imported into TVM."""
+
+    relax: RelaxNetwork
+    table: NetworkTable
+    workloads: dict[str, Workload]
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Tasks in the order of the network."""
+        return [task.task_id for task in self.table.tasks]
+
+
+class Bundles:
+    """Imports networks into TVM, each structure once."""
+
+    def __init__(self, networks: Networks, target: Target) -> None:
+        self._networks = networks
+        self._target = target
+        self._known: dict[str, Bundle] = {}
+        self._texts: dict[str, str] = {}
+
+    def of_structure(self, structure: Structure, fraction: float | None = None) -> Bundle:
+        """The bundle of a structure (or of the uniform network of ``fraction``).
+
+        Raises ``UserError`` for a network that does not trace or has no exact table.
+        """
+        key = f"{structure.model_dump_json()}/{fraction}"
+        if key not in self._known:
+            model = self._networks.of_structure(structure, fraction)
+            folded = fold_batch_norm(model, self._networks.batch)
+            relax = relax_network(exported_program(folded, self._networks.batch), self._target)
+            table = build_table(relax, self._target)
+            self._known[key] = Bundle(relax, table.network, table.workloads)
+        return self._known[key]
+
+    def of_work(self, work: TuneWork) -> Bundle:
+        """The bundle of the network a unit of work names."""
+        structure = work.network.structure if work.network else Structure()
+        return self.of_structure(structure, work.fraction)
+
+    def text(self, workload: Workload) -> str:
+        """The JSON text of an unscheduled task."""
+        task_id = workload.task.task_id
+        if task_id not in self._texts:
+            self._texts[task_id] = str(save_json(workload.module))
+        return self._texts[task_id]
+
+    def weights(
+        self, trained: Trained, fraction: float | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The weights as the compiled network takes them: batch norm folded, by parameter name."""
+        folded = fold_batch_norm(self._networks.load(trained, fraction), self._networks.batch)
+        return {
+            f"p_{name.replace('.', '_')}": tensor.detach().numpy()
+            for name, tensor in folded.named_parameters()
+        } | {
+            f"b_{name.replace('.', '_')}": tensor.detach().numpy()
+            for name, tensor in folded.named_buffers()
+        }

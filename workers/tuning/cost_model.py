@@ -1,0 +1,72 @@
+"""The cost model: TVM's XGBoost model, trained anew from records at the start of each round.
+
+TVM's own model is trained as it goes, so that its state depends on the order of what happened in the
+process. Here the features of every record are kept, and the booster is a function of the records alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.cost_model.xgb_model import FeatureGroup, XGBConfig, XGBModel
+
+_FAILED_MS = 1e10
+
+
+class RecordModel:
+    """Predicts how programs rank, from the features and latencies of those measured."""
+
+    def __init__(self, min_samples: int = 16) -> None:
+        """With fewer than ``min_samples`` records it predicts at random."""
+        self._extractor = ms.feature_extractor.PerStoreFeature()
+        self._min_samples = min_samples
+        self._features: dict[str, np.ndarray[Any, Any]] = {}
+        self._samples: dict[str, dict[str, float]] = {}
+
+    def knows(self, program_id: str) -> bool:
+        """Whether the program's features are kept."""
+        return program_id in self._features
+
+    def add(self, context: ms.TuneContext, programs: list[tuple[str, Schedule]]) -> None:
+        """Extract and keep the features of programs of the context's task."""
+        candidates = [
+            ms.MeasureCandidate(schedule, args_info=[]) for _, schedule in programs
+        ]
+        extracted = self._extractor.extract_from(context, candidates)
+        for (program_id, _), features in zip(programs, extracted, strict=True):
+            self._features[program_id] = features.numpy().astype("float32")
+
+    def fitted(self, records: dict[str, dict[str, float]], seed: int) -> ms.CostModel:
+        """A model trained on ``records``: task -> program -> latency in ms, infinite if it failed.
+
+        Programs whose features are not kept are left out.
+        """
+        model = XGBModel(
+            config=XGBConfig(nthread=1, seed=seed),
+            num_warmup_samples=self._min_samples,
+            early_stopping_rounds=20,
+            adaptive_training=False,
+        )
+        groups = []
+        for task_id, latencies in records.items():
+            known = [
+                (self._features[program_id], min(latency, _FAILED_MS))
+                for program_id, latency in latencies.items()
+                if len(self._features.get(program_id, ())) > 0
+            ]
+            if any(latency < _FAILED_MS for _, latency in known):
+                features, costs = zip(*known, strict=True)
+                groups.append(
+                    FeatureGroup(task_id, list(features), np.array(costs, dtype="float32"))
+                )
+        model.data = {group.group_hash: group for group in groups}
+        model.data_size = sum(len(group.features) for group in groups)
+        if model.data_size >= self._min_samples:
+            model._train(
+                xs=[features for group in groups for features in group.features],
+                ys=np.concatenate([group.min_cost / group.costs for group in groups]),
+            )
+        return model

@@ -1,0 +1,127 @@
+"""Screening a candidate: its parent's programs transplanted to the new widths and measured.
+
+No search: a handful of builds and some milliseconds of device time for each changed task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from schemas.config import TuneConfig
+from schemas.table import Program
+from schemas.work import Screened, ScreenWork, Tuned
+from workers.compiling.programs import ScheduleSpace, program_id, trace_text
+from workers.compiling.tasks import Workload
+from workers.measuring.gauge import Gauge
+from workers.tuning.bundle import Bundle, Bundles
+from workers.tuning.trials import Trial, Trials, fastest
+from workers.tuning.tuner import Tuner, representatives, task_latency
+
+
+class Screener:
+    """Screens candidates on one target's device."""
+
+    def __init__(
+        self,
+        bundles: Bundles,
+        space: ScheduleSpace,
+        tuner: Tuner,
+        trials: Trials,
+        gauge: Gauge,
+        config: TuneConfig,
+        working: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._bundles = bundles
+        self._space = space
+        self._tuner = tuner
+        self._trials = trials
+        self._gauge = gauge
+        self._config = config
+        self._working = working
+
+    def screen(self, work: ScreenWork) -> Screened:
+        """Transplant, build, check and measure every program that the candidate changes."""
+        began, device_s = time.monotonic(), self._gauge.device_s
+        counts = self._trials.counts
+        measured, failed = counts.measured, counts.failed
+        candidate = work.candidate
+        with self._working():
+            parent = self._bundles.of_structure(candidate.parent.structure)
+            bundle = self._bundles.of_structure(candidate.structure)
+        parents = self._tuner.stored(parent)
+        own = self._tuner.stored(bundle)
+        for task_id, parent_id in _origins(parent, bundle).items():
+            earlier = [p for p in own[task_id] if p.batch != work.key]
+            if task_id in parents or any(p.source == "transplant" for p in earlier):
+                continue
+            workload = bundle.workloads[task_id]
+            trials = self._transplants(workload, parents[parent_id])
+            known = {program.program_id for program in own[task_id]}
+            trials = [trial for trial in trials if trial.program_id not in known]
+            libraries = self._trials.build(trials).result()
+            self._trials.measure(workload, trials, libraries, work.key)
+        self._gauge.release()
+        tuned = self._tuner.summary(
+            bundle,
+            measured=counts.measured - measured,
+            failed=counts.failed - failed,
+            device_s=self._gauge.device_s - device_s,
+            wall_s=time.monotonic() - began,
+        )
+        return self._verdict(work, parent, parents, bundle, tuned)
+
+    def _transplants(self, workload: Workload, programs: list[Program]) -> list[Trial]:
+        """Variants of the parent's fastest program, or, where its vector factor does not divide the
+        new width, of the next one whose factor does."""
+        best = fastest(programs)
+        if best is None:
+            return []
+        lineage = task_latency(best.task_id, programs).lineage_trials
+        for origin in [best, *representatives(programs)]:
+            with self._working():
+                schedules = self._space.transplant(
+                    workload.module, workload.axes, origin.trace, self._config.transplant_variants
+                )
+            if schedules:
+                return [
+                    Trial(
+                        program_id(workload.task.task_id, trace_text(schedule)),
+                        trace_text(schedule),
+                        schedule,
+                        "transplant",
+                        origin.program_id,
+                        lineage,
+                    )
+                    for schedule in schedules
+                ]
+        return []
+
+    @staticmethod
+    def _verdict(
+        work: ScreenWork,
+        parent: Bundle,
+        parents: dict[str, list[Program]],
+        bundle: Bundle,
+        tuned: Tuned,
+    ) -> Screened:
+        parent_ms = sum(
+            task_latency(task_id, programs).latency_ms * parent.table.weight(task_id)
+            for task_id, programs in parents.items()
+        )
+        missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
+        names = [bundle.workloads[task_id].task.name for task_id in missing]
+        return Screened(
+            candidate_id=work.candidate.candidate_id,
+            tuned=tuned,
+            refused=f"no transplant of {', '.join(names)} runs" if names else "",
+            parent_ms=parent_ms,
+            candidate_ms=tuned.sum_ms,
+        )
+
+
+def _origins(parent: Bundle, bundle: Bundle) -> dict[str, str]:
+    """Each task of the candidate -> the parent's task at the same call site."""
+    pairs = zip(bundle.table.subgraphs, parent.table.subgraphs, strict=True)
+    return {own.task_id: before.task_id for own, before in pairs}

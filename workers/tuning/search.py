@@ -1,0 +1,113 @@
+"""One round of search: from what was measured of a task to the programs to measure next.
+
+A round is a function of its arguments: the same records, seed and cost model give the same programs.
+A run that was killed in the middle of a round therefore finds the same programs again, and measures
+only those it has no measurement of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import Target
+
+from schemas.table import Program
+from workers.compiling.programs import ScheduleSpace, program_id, trace_text
+
+_LOGGER = logging.getLogger("cprune.tvm")
+_LOGGER.addHandler(logging.NullHandler())
+_LOGGER.propagate = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A program that was not measured yet."""
+
+    program_id: str
+    trace: str
+    schedule: Schedule
+
+
+class Search:
+    """MetaSchedule's evolutionary search, one round at a time, for the tasks of one target."""
+
+    def __init__(self, space: ScheduleSpace, population_size: int, generations: int) -> None:
+        self._space = space
+        self._population_size = population_size
+        self._generations = generations
+
+    def propose(
+        self,
+        task_id: str,
+        module: IRModule,
+        measured: list[Program],
+        count: int,
+        seed: int,
+        cost_model: ms.CostModel,
+    ) -> list[Proposal]:
+        """At most ``count`` programs of the task that are not in ``measured``.
+
+        Fewer, or none, when the design space holds no more.
+        """
+        usable = [program for program in measured if program.measurement is not None]
+        database = ms.database.MemoryDatabase()
+        workload = database.commit_workload(module)
+        for program in usable:
+            database.commit_tuning_record(
+                ms.database.TuningRecord(
+                    self._space.replay(module, program.trace).trace,
+                    workload,
+                    [program.latency_ms / 1000],
+                    self._space.target,
+                )
+            )
+        np.random.seed(seed)  # an untrained XGBModel predicts from numpy's global generator
+        context = self.context(task_id, module, seed)
+        wanted = count + len(usable)
+        context.pre_tuning(
+            max_trials=wanted,
+            num_trials_per_iter=wanted,
+            design_spaces=context.generate_design_space(),
+            database=database,
+            cost_model=cost_model,
+        )
+        candidates = context.generate_measure_candidates() or []
+        context.post_tuning()
+        known = {program.program_id for program in measured}
+        proposals: list[Proposal] = []
+        for candidate in candidates:
+            trace = trace_text(candidate.sch)
+            identity = program_id(task_id, trace)
+            if identity not in known:
+                known.add(identity)
+                proposals.append(Proposal(identity, trace, candidate.sch))
+        return proposals[:count]
+
+    def context(self, task_id: str, module: IRModule, seed: int) -> ms.TuneContext:
+        """A fresh tuning context of the task; one search thread, so that it is reproducible."""
+        return ms.TuneContext(
+            mod=module,
+            target=self._space.target,
+            space_generator="post-order-apply",
+            search_strategy=ms.search_strategy.EvolutionarySearch(
+                population_size=self._population_size,
+                genetic_num_iters=self._generations,
+                init_min_unmeasured=min(16, self._population_size // 2),
+            ),
+            task_name=task_id[:12],
+            rand_state=1 + (seed + int(hashlib.sha256(task_id.encode()).hexdigest()[:8], 16)) % (2**31 - 2),
+            num_threads=1,
+            logger=_LOGGER,
+        )
+
+
+def target_of(description: dict[str, object]) -> Target:
+    """The TVM target of a configuration's dictionary."""
+    return tvm.target.Target(description)

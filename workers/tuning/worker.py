@@ -1,0 +1,96 @@
+"""The tuning worker: everything of one target that needs the compiler or the device.
+
+Holds the warm processes (builder, gauge), the target's device and the imported networks for as long as
+the run lasts, and turns units of work into outcomes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from schemas.config import TargetConfig
+from schemas.work import CompareWork, ExportWork, Outcome, ScreenWork, TuneWork, Work
+from workers.artifacts import ArtifactStore
+from workers.compiling.builder import Builder
+from workers.compiling.programs import ScheduleSpace
+from workers.context import RunContext
+from workers.export.deployment import Exporter
+from workers.measuring.setup import Device, open_device
+from workers.networks import Networks
+from workers.protocols import ProgramTable
+from workers.tuning.bundle import Bundles
+from workers.tuning.libraries import NetworkLibraries
+from workers.tuning.screening import Screener
+from workers.tuning.search import target_of
+from workers.tuning.trials import Trials
+from workers.tuning.tuner import Tuner
+
+_CORES_WAIT_S = 600.0
+
+
+class TuningWorker:
+    """Tunes, screens, compares and exports networks for one target."""
+
+    def __init__(self, context: RunContext, target_name: str, table: ProgramTable) -> None:
+        """Starts the device (for a local one) and the warm processes.
+
+        Raises ``UserError`` for a target this machine cannot meet, ``DeviceLost`` when the device
+        does not come up.
+        """
+        config = context.config
+        target: TargetConfig = next(t for t in config.targets if t.name == target_name)
+        self._scratch = Path(context.run_dir) / "scratch" / target_name
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        self._device: Device = open_device(
+            target, config.measure, Path(context.lock_dir), self._scratch
+        )
+        self._cores = self._device.cores
+        self._builder = Builder(
+            self._device.tvm_target,
+            parallel=self._device.build_processes,
+            cores=self._cores,
+            lock_dir=Path(context.lock_dir),
+        )
+        compiled_for = target_of(self._device.tvm_target)
+        space = ScheduleSpace(compiled_for)
+        networks = Networks(config, ArtifactStore(context.artifacts))
+        bundles = Bundles(networks, compiled_for)
+        gauge = self._device.gauge
+        self._trials = Trials(self._builder, gauge, space, table, config.tune, self._scratch)
+        self._tuner = Tuner(
+            bundles, space, self._trials, gauge, table, config.tune, config.seed, self._working
+        )
+        self._screener = Screener(
+            bundles, space, self._tuner, self._trials, gauge, config.tune, self._working
+        )
+        self._libraries = NetworkLibraries(
+            bundles, self._tuner, self._builder, gauge, config, self._scratch
+        )
+        self._exporter = Exporter(
+            Path(context.run_dir), target, networks, bundles, self._tuner, self._libraries, gauge
+        )
+
+    def run(self, work: Work) -> Outcome:
+        """Carry out one unit of work."""
+        if isinstance(work, TuneWork):
+            return self._tuner.tune(work)
+        if isinstance(work, ScreenWork):
+            return self._screener.screen(work)
+        if isinstance(work, CompareWork):
+            return self._libraries.compare(work)
+        if isinstance(work, ExportWork):
+            return self._exporter.export(work)
+        raise TypeError(f"a tuning worker does no {work.kind} work")
+
+    def close(self) -> None:
+        """End the warm processes and a local device; remove the scratch folder."""
+        self._trials.close()
+        self._builder.close()
+        self._device.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _working(self) -> AbstractContextManager[None]:
+        return self._cores.working(_CORES_WAIT_S) if self._cores else nullcontext()
