@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -102,9 +103,13 @@ def run(config_path: ConfigPath, settings: Settings = None) -> None:
     folder = planning.run_folder(config)
     typer.echo(f"{config.run}: results go to {_relative(folder)}")
     from orchestrator import driver
+    from orchestrator.progress import TrainingBars
 
     try:
-        record: RunRecord = driver.run(config, folder)
+        with TrainingBars(folder, time.time()) as bars:
+            record: RunRecord = driver.run(
+                config, folder, report=bars.print_line, tick=bars.update
+            )
     except KeyboardInterrupt:
         _fail(f"interrupted; 'cprune run {config_path}' goes on where it was.", 130)
     page = _write_report(record, folder)

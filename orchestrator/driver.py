@@ -51,11 +51,13 @@ def run(
     workers_factory: Opening | None = None,
     report: Report | None = None,
     interrupts: Interrupts | None = None,
+    tick: Callable[[], None] | None = None,
 ) -> RunRecord:
     """Work on a run until every target has come to an end; start it or go on with it.
 
     ``workers_factory`` opens the ledger and the workers; without one they live in Ray. Both are
-    closed in the end, whatever happens. ``report`` is handed one line for each transition.
+    closed in the end, whatever happens. ``report`` is handed one line for each transition, ``tick``
+    is called every second or so.
 
     Raises:
         ConfigChanged: the folder was begun with another configuration.
@@ -70,7 +72,7 @@ def run(
             return read_run(folder)
         ledger, workers = (workers_factory or _open_ray)(config, folder)
         try:
-            return _Run(config, folder, ledger, workers, told, signals).go()
+            return _Run(config, folder, ledger, workers, told, signals).go(tick)
         finally:
             try:
                 workers.close()
@@ -104,7 +106,7 @@ class _Run:
         self._kept_s = info.wall_s
         self._dispatcher = Dispatcher(workers, ledger, config, report)
 
-    def go(self) -> RunRecord:
+    def go(self, tick: Callable[[], None] | None = None) -> RunRecord:
         """Everything, from reconciling to the record."""
         self._events.append(self._ledger.events(self._events.last))
         self._reconcile()
@@ -114,6 +116,8 @@ class _Run:
                 if not self._signals.count and self._active():
                     self._settle(self._dispatcher.poll(TICK_S))
                 self._keep_time(KEEP_TIME_S)
+                if tick is not None:
+                    tick()
             if self._signals.count:
                 self._drain()
                 for state in self._active():

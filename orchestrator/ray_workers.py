@@ -115,9 +115,9 @@ class RayWorkers:
         if target not in self._actors:
             from workers.ray_entry import TuningActor
 
-            actor: Any = ray.remote(TuningActor)
+            actor: Any = ray.remote(concurrency_groups={"control": 1})(TuningActor)
             self._actors[target] = actor.options(
-                num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=2
+                num_cpus=0, max_restarts=0, max_task_retries=0
             ).remote(self._context_json, target, self._table)
         return self._actors[target]
 
@@ -202,6 +202,8 @@ def _connect(config: RunConfig) -> bool:
     if address:
         ray.init(address=address, **quiet)
     else:
+        # Ray's workers are nice to others by default; a device server among them must not be.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address="local",
             num_cpus=config.cluster.worker_cpus,

@@ -3,8 +3,8 @@
 A program tiles its output-channel loop; the last factor is the vector factor. A width that every
 vector factor divides can be had by re-splitting the other factors, so all programs of the group
 keep their structure. Where no such width is left (a vector factor as wide as the layer), the vector
-factors of programs nearly as fast serve instead: those were measured too, and so is every transplant
-of them before it counts. Whole numbers throughout.
+factors of programs nearly as fast serve instead, and as a last resort halves of them: a transplant
+is measured before it counts, whatever its vector factor. Whole numbers throughout.
 """
 
 from __future__ import annotations
@@ -61,13 +61,25 @@ def vector_factors(group: ChannelGroup, tuned: Tuned) -> tuple[int, ...]:
 
 
 def _other_units(group: ChannelGroup, tuned: Tuned) -> list[int]:
-    """Units by the vector factors of programs nearly as fast as the fastest, the largest first."""
+    """Units where those of the fastest programs leave no width, in the order they are tried.
+
+    First by the vector factors of programs nearly as fast, the largest unit first; then by the
+    halves and quarters of all of them.
+    """
     tasks = _tasks(tuned.table, group.producers)
-    factors = [
+    measured = [
         entry.vector_factors
         for entry in tuned.latencies
         if entry.task_id in tasks.values() and entry.vector_factors
     ]
+    halved = [
+        tuple(factor // part for factor in factors for part in (1, 2, 4) if factor % part == 0)
+        for factors in measured
+    ]
+    return [*_units(group, measured), *_units(group, halved)]
+
+
+def _units(group: ChannelGroup, factors: Sequence[tuple[int, ...]]) -> list[int]:
     units = {math.lcm(group.divisor, *choice) for choice in itertools.product(*factors)}
     return sorted(units, reverse=True)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 from pydantic import TypeAdapter
 
 from schemas.work import Outcome, Work
@@ -35,13 +36,13 @@ def run_training(work_json: str, context_json: str) -> str:
         _networks(context_json),
         threads=_threads(),
         yield_cores=lambda: cores.working(_CORES_WAIT_S),
-        progress=_progress(Path(context.run_dir), work.key),
+        progress=_progress(Path(context.run_dir), work),
     )
     return _OUTCOME.dump_json(jobs.run(work)).decode()
 
 
 class TuningActor:
-    """Ray's side of a ``TuningWorker``."""
+    """Ray's side of a ``TuningWorker``: one unit of work at a time, and ``close`` at any time."""
 
     def __init__(self, context_json: str, target_name: str, table: ProgramTable) -> None:
         from workers.tuning.worker import TuningWorker
@@ -54,6 +55,7 @@ class TuningActor:
         """Carry out a unit of work; the outcome as JSON."""
         return _OUTCOME.dump_json(self._worker.run(_WORK.validate_json(work_json))).decode()
 
+    @ray.method(concurrency_group="control")
     def close(self) -> None:
         """End the worker's processes."""
         self._worker.close()
@@ -71,21 +73,19 @@ def _networks(context_json: str) -> Any:
 
 def _threads() -> int:
     """CPU threads for training: what Ray gave this task."""
-    import ray
-
     assigned = ray.get_runtime_context().get_assigned_resources()
     return max(1, int(assigned.get("CPU", 1)))
 
 
-def _progress(run_dir: Path, key: str) -> Any:
+def _progress(run_dir: Path, work: Work) -> Any:
     """Write the training's progress where ``status`` and the driver look for it."""
     folder = run_dir / "progress"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key[:24]}.json"
+    path = folder / f"{work.key[:24]}.json"
 
     def report(event: Any) -> None:
         partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(asdict(event)))
+        partial.write_text(json.dumps({"what": work.kind, **asdict(event)}))
         partial.replace(path)
 
     return report

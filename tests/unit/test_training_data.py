@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from schemas.config import DataConfig
 from workers.errors import UserError
 from workers.training.data import load_splits
-from workers.training.images import TensorImages, augment, batches
+from workers.training.images import TensorImages, augment, batches, row_major
 
 SIZES = {"train": 1079, "validation": 359, "test": 359}
 
@@ -147,3 +147,9 @@ def test_crop_flip_mirrors_about_half_of_the_images() -> None:
     found = augment(ramp, "crop_flip", torch.Generator().manual_seed(0))
     mirrored = (found[:, 0, 0, 0] > found[:, 0, 0, -1]).sum()
     assert 70 < int(mirrored) < 130
+
+
+def test_images_reach_a_network_in_the_default_memory_format() -> None:
+    for channels in (1, 3):
+        moved = augment(torch.zeros(4, channels, 6, 5), "shift", torch.Generator())
+        assert row_major(moved).stride() == (channels * 30, 30, 5, 1)

@@ -131,3 +131,13 @@ def _moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     columns = (offsets[1] + torch.arange(width))[:, None, :]
     batch = torch.arange(count)[:, None, None]
     return padded[batch, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def row_major(images: Tensor) -> Tensor:
+    """A copy ``(n, C, H, W)`` in torch's default memory format, even where C is 1.
+
+    Indexing and permuting can leave images in the channels-last format, which a network passes on
+    from layer to layer. With torch 2.15 on the CPU, training in that format corrupts memory at
+    widths that fill no vector register, and the process dies inside ``backward``.
+    """
+    return images.clone(memory_format=torch.contiguous_format)

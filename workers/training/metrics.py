@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workers.errors import UserError
 from workers.pruning.dependency import evaluating, first_tensor
-from workers.training.images import ImageSet, batches
+from workers.training.images import ImageSet, batches, row_major
 from workers.training.references import resolve_reference
 from workers.training.runtime import computing
 
@@ -58,7 +58,7 @@ def logits_of(
     with torch.no_grad(), evaluating(model):
         for images, classes in batches(dataset, batch_size, threads=threads):
             with yield_cores():
-                logits.append(first_tensor(model(images.to(device))).float().cpu())
+                logits.append(first_tensor(model(row_major(images).to(device))).float().cpu())
             labels.append(classes)
     return torch.cat(logits), torch.cat(labels)
 

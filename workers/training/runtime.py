@@ -1,21 +1,12 @@
-"""Where and with how many threads torch computes, put back afterwards.
-
-Importing this module asks oneDNN for AVX2 kernels, unless ``ONEDNN_MAX_CPU_ISA`` says otherwise:
-with torch 2.15 on AVX-512 and two threads or more, training a network whose widths are no multiple
-of 16 ends in a segmentation fault inside ``backward``. oneDNN reads the variable at its first use, so
-this module must be imported before the process's first convolution.
-"""
+"""Where and with how many threads torch computes, put back afterwards."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
 def best_device() -> str:

@@ -22,7 +22,7 @@ from schemas.config import FineTuneConfig, TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
 from workers.training.data import Splits
-from workers.training.images import augment, batches
+from workers.training.images import augment, batches, row_major
 from workers.training.metrics import accuracy_of_logits, logits_of
 from workers.training.runtime import computing
 
@@ -242,7 +242,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     place: torch.device,
 ) -> float:
-    logits = first_tensor(model(images.to(place)))
+    logits = first_tensor(model(row_major(images).to(place)))
     loss = functional.cross_entropy(
         logits, labels.to(place), label_smoothing=recipe.label_smoothing
     )

@@ -73,13 +73,16 @@ class Screener:
         return self._verdict(work, parent, parents, bundle, tuned)
 
     def _transplants(self, workload: Workload, programs: list[Program]) -> list[Trial]:
-        """Variants of the parent's fastest program, or, where its vector factor does not divide the
-        new width, of the next one whose factor does."""
+        """Variants of the parent's fastest program; where its vector factor does not divide the new
+        width, of the fastest one whose factor does, if there is one nearly as fast."""
         best = fastest(programs)
         if best is None:
             return []
         lineage = task_latency(best.task_id, programs).lineage_trials
-        for origin in [best, *representatives(programs)]:
+        width = workload.axes.extents[workload.axes.output] if workload.axes.output else 0
+        others = representatives(programs)
+        keeping = [p for p in others if p.channel_tiles and width % p.channel_tiles[-1] == 0]
+        for origin in dict.fromkeys([*keeping, best, *others]):
             with self._working():
                 schedules = self._space.transplant(
                     workload.module, workload.axes, origin.trace, self._config.transplant_variants

@@ -81,13 +81,21 @@ class Trials:
         return self._thread.submit(self._builder.build, jobs, self._config.build_timeout_s)
 
     def measure(
-        self, workload: Workload, trials: Sequence[Trial], libraries: Sequence[Library], batch: str
+        self,
+        workload: Workload,
+        trials: Sequence[Trial],
+        libraries: Sequence[Library],
+        batch: str,
+        *,
+        check: bool = True,
     ) -> list[Program]:
-        """Measure and store. Of transplants each one's outputs are checked first.
+        """Measure and store. Of transplants each one's outputs are checked first, unless the caller
+        does so (``check``).
 
         A program that computes something else than the untuned one is stored as failed.
         """
-        checked = self.check(workload, [t for t in trials if t.source == "transplant"])
+        transplants = [trial for trial in trials if trial.source == "transplant"]
+        checked = self.check(workload, transplants) if check else {}
         programs = []
         for trial, library in zip(trials, libraries, strict=True):
             program = self._one(workload, trial, library, batch, checked.get(trial.program_id))

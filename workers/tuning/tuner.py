@@ -66,10 +66,13 @@ class Tuner:
 
     def tune(self, work: TuneWork) -> Tuned:
         """Carry out ``work``; what of it is stored already is not repeated."""
+        return self.tune_bundle(work, self._bundles.of_work(work))
+
+    def tune_bundle(self, work: TuneWork, bundle: Bundle) -> Tuned:
+        """Carry out ``work`` on a network that is imported already."""
         began, device_s = time.monotonic(), self._gauge.device_s
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
-        bundle = self._bundles.of_work(work)
         self._rounds(work, bundle)
         self._check_fastest(bundle)
         return self.summary(
