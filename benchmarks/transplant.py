@@ -141,14 +141,18 @@ class Bench:
             for schedule in schedules
         ]
         libraries = self._trials.build(trials).result()
-        programs = self._trials.measure(workload, trials, libraries, "bench", check=False)
+        programs = self._trials.measure(workload, trials, libraries, "bench")
         seconds = time.monotonic() - began
-        verdicts = self._trials.check(workload, trials)
+        ran = [program for program in programs if program.measurement]
+        wrong = [
+            program.error
+            for program in self._trials.check([(workload, program) for program in ran])
+            if program.measurement is None
+        ]
         self._device.gauge.release()
-        wrong = {key: verdict for key, verdict in verdicts.items() if isinstance(verdict, str)}
         if wrong:
             raise SystemExit(f"a transplant to another width computes something else: {wrong}")
-        return [program for program in programs if program.measurement], seconds
+        return ran, seconds
 
     def close(self) -> None:
         """End the builder."""

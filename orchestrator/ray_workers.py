@@ -35,6 +35,9 @@ DEVICE_ERRORS = frozenset({"NoDevice", "DeviceSilent", "DeviceLost", "TrackerUnr
 WORKER_ERRORS = frozenset({"ProcessDied", "ProcessTimeout", "BrokenProcessPool"})
 """Names of those that mean a process of a worker is gone."""
 
+_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads of a trainer that wait must not spin on cores that others compute or measure on."""
+
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 _log = logging.getLogger(__name__)
 
@@ -200,10 +203,11 @@ def _connect(config: RunConfig) -> bool:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": _WORKER_ENVIRONMENT}, **quiet)
     else:
         # Ray's workers are nice to others by default; a device server among them must not be.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.update(_WORKER_ENVIRONMENT)
         ray.init(
             address="local",
             num_cpus=config.cluster.worker_cpus,

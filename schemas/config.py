@@ -19,14 +19,16 @@ class ModelConfig(Schema):
 
     name: str = Field(
         default="small_resnet",
-        description="A network of this project (small_resnet), torchvision:NAME, or module:function.",
+        description="A network of this project (small_resnet), torchvision:NAME, or "
+        "module:function.",
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments handed to the model's constructor."
     )
     checkpoint: str | None = Field(
         default=None,
-        description="Weights to start from: .safetensors, or a .pt state dictionary. Without one the dense network is trained.",
+        description="Weights to start from: .safetensors, or a .pt state dictionary. Without one "
+        "the dense network is trained.",
     )
 
 
@@ -59,7 +61,9 @@ class DataConfig(Schema):
                 f"data.root is required for {self.name}: name the folder that holds the images"
             )
         if self.validation_fraction + self.test_fraction >= 1.0:
-            raise ValueError("data.validation_fraction and data.test_fraction leave no training images")
+            raise ValueError(
+                "data.validation_fraction and data.test_fraction leave no training images"
+            )
         return self
 
 
@@ -73,13 +77,13 @@ class InputConfig(Schema):
 class TrainConfig(Schema):
     """How the dense network is trained, and the recipe that fine-tuning shortens."""
 
-    epochs: int = Field(default=10, ge=0)
-    batch_size: int = Field(default=64, ge=1)
+    epochs: int = Field(default=8, ge=0)
+    batch_size: int = Field(default=32, ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.05, gt=0.0)
+    learning_rate: float = Field(default=0.1, gt=0.0)
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Used by sgd.")
     weight_decay: float = Field(default=5e-4, ge=0.0)
-    schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
+    schedule: Literal["cosine", "onecycle", "constant"] = "onecycle"
     augmentation: Literal["none", "shift", "crop_flip"] = Field(
         default="shift",
         description="none; shift: up to 2 pixels; crop_flip: padded crop and left-right flip.",
@@ -91,7 +95,11 @@ class TrainConfig(Schema):
 class FineTuneConfig(Schema):
     """Training after pruning; the rest of the recipe is that of ``train``."""
 
-    short_epochs: int = Field(default=2, ge=0, description="Epochs a candidate gets before it is judged.")
+    schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
+
+    short_epochs: int = Field(
+        default=2, ge=0, description="Epochs a candidate gets before it is judged."
+    )
     short_learning_rate: float = Field(default=0.02, gt=0.0)
     long_epochs: int = Field(default=8, ge=0, description="Epochs the final network gets.")
     long_learning_rate: float = Field(default=0.02, gt=0.0)
@@ -111,7 +119,8 @@ class PruneConfig(Schema):
         default=None,
         ge=0.0,
         le=1.0,
-        description="Floor given as the largest drop below the dense network's validation accuracy.",
+        description="Floor given as the largest drop below the dense network's validation "
+        "accuracy.",
     )
     step_accuracy_ratio: float = Field(
         default=0.98,
@@ -123,15 +132,21 @@ class PruneConfig(Schema):
         default=0.99,
         gt=0.0,
         le=1.0,
-        description="A step's latency is at most this share of its parent's, by the confidence bound.",
+        description="A step's latency is at most this share of its parent's, by the confidence "
+        "bound.",
     )
     confidence: float = Field(
-        default=0.97, gt=0.5, lt=1.0, description="Confidence of the latency gate's one-sided bound."
+        default=0.97,
+        gt=0.5,
+        lt=1.0,
+        description="Confidence of the latency gate's one-sided bound.",
     )
     min_width_fraction: float = Field(
         default=0.1, gt=0.0, le=1.0, description="Least share of a group's channels that is kept."
     )
-    tasks_per_round: int = Field(default=3, ge=1, description="Slowest tasks proposed from at once.")
+    tasks_per_round: int = Field(
+        default=3, ge=1, description="Slowest tasks proposed from at once."
+    )
     widths_per_task: int = Field(default=2, ge=1, description="Widths proposed for each such task.")
     fine_tuned_per_round: int = Field(
         default=2, ge=1, description="Screened candidates fine-tuned in a round."
@@ -152,14 +167,20 @@ class PruneConfig(Schema):
 class TuneConfig(Schema):
     """The search for programs. Trials are measured programs."""
 
-    trials_per_task: int = Field(default=16, ge=1, description="For each task of the dense network.")
+    trials_per_task: int = Field(
+        default=16, ge=1, description="For each task of the dense network."
+    )
     retune_trials_per_task: int = Field(
         default=8, ge=0, description="For each changed task after an accepted step."
     )
     final_trials_per_task: int = Field(
-        default=32, ge=1, description="In total, for each task of the final network and the baseline."
+        default=32,
+        ge=1,
+        description="In total, for each task of the final network and the baseline.",
     )
-    round_size: int = Field(default=16, ge=1, description="Programs built and measured in one batch.")
+    round_size: int = Field(
+        default=16, ge=1, description="Programs built and measured in one batch."
+    )
     population_size: int = Field(default=64, ge=1)
     generations: int = Field(default=1, ge=1)
     transplant_variants: int = Field(
@@ -179,10 +200,14 @@ class MeasureConfig(Schema):
     model_repeats: int = Field(default=10, ge=3, description="Pairs taken for one comparison.")
     model_min_repeat_ms: int = Field(default=30, ge=0)
     cache_flush_bytes: int = Field(
-        default=0, ge=0, description="Bytes written before each repeat to empty the device's caches."
+        default=0,
+        ge=0,
+        description="Bytes written before each repeat to empty the device's caches.",
     )
     session_timeout_s: int = Field(default=60, ge=1, description="Lease of one device session.")
-    device_wait_s: float = Field(default=60.0, gt=0.0, description="Longest wait for a free device.")
+    device_wait_s: float = Field(
+        default=60.0, gt=0.0, description="Longest wait for a free device."
+    )
     answer_timeout_s: float = Field(
         default=30.0, gt=0.0, description="Longest silence of a device before it counts as dead."
     )
@@ -194,13 +219,15 @@ class TargetConfig(Schema):
     name: str = Field(default="host", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     device: Literal["local", "tracker", "replay"] = Field(
         default="local",
-        description="local: a device server started on this machine. tracker: a device that another "
-        "agent registered. replay: answers from a recording, labelled so in every result.",
+        description="local: a device server started on this machine. tracker: a device that "
+        "another agent registered. replay: answers from a recording, labelled so in every result.",
     )
     tvm_target: dict[str, Any] | Literal["host"] = Field(
         default="host", description="A TVM target as a dictionary, or host for this machine's CPU."
     )
-    threads: int = Field(default=0, ge=0, description="Threads of the device; 0 means all its cores.")
+    threads: int = Field(
+        default=0, ge=0, description="Threads of the device; 0 means all its cores."
+    )
     cores: list[int] | None = Field(
         default=None, description="Core mask of a local device; without it all cores, shared."
     )
@@ -211,7 +238,8 @@ class TargetConfig(Schema):
     )
     recording: str | None = Field(
         default=None,
-        description="local and tracker: a file to record answers to. replay: the file to answer from.",
+        description="local and tracker: a file to record answers to. replay: the file to answer "
+        "from.",
     )
 
     @model_validator(mode="after")
@@ -227,21 +255,27 @@ class BudgetConfig(Schema):
     """When to stop although steps still pay. These alone may change when a run is resumed."""
 
     max_rounds: int = Field(default=30, ge=0, description="Rounds of propose and judge.")
-    max_hours: float = Field(default=240.0, gt=0.0, description="Wall-clock time of the search loop.")
+    max_hours: float = Field(
+        default=240.0, gt=0.0, description="Wall-clock time of the search loop."
+    )
 
 
 class ClusterConfig(Schema):
     """Where Ray runs. Without an address (and RAY_ADDRESS) it is started on this machine."""
 
     address: str | None = None
-    worker_cpus: int | None = Field(default=None, ge=1, description="Ray CPUs where Ray is started here.")
+    worker_cpus: int | None = Field(
+        default=None, ge=1, description="Ray CPUs where Ray is started here."
+    )
 
 
 class RunConfig(Schema):
     """A whole run."""
 
     run: str = Field(
-        default="run", pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name; the folder is output/NAME."
+        default="run",
+        pattern=r"^[A-Za-z0-9][\w.-]*$",
+        description="Name; the folder is output/NAME.",
     )
     output: str = Field(default="runs", description="Folder that holds the run folders.")
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -250,7 +284,9 @@ class RunConfig(Schema):
     input: InputConfig = InputConfig()
     train: TrainConfig = TrainConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
-    metric: str = Field(default="top1", description="top1, or module:function(logits, labels) -> float.")
+    metric: str = Field(
+        default="top1", description="top1, or module:function(logits, labels) -> float."
+    )
     prune: PruneConfig
     tune: TuneConfig = TuneConfig()
     measure: MeasureConfig = MeasureConfig()
@@ -261,7 +297,8 @@ class RunConfig(Schema):
         default=None,
         gt=0.0,
         lt=1.0,
-        description="Also train this share of every width from scratch, tuned alike: a row of the report.",
+        description="Also train this share of every width from scratch, tuned alike: a row of the "
+        "report.",
     )
 
     @field_validator("metric")

@@ -17,7 +17,8 @@ class ChannelGroup(Schema):
     group_id: str
     channels: int = Field(ge=1, description="Channels of the dense network.")
     producers: tuple[str, ...] = Field(
-        description="Module names of the convolutions and linear layers whose outputs these channels are."
+        description="Module names of the convolutions and linear layers whose outputs these "
+        "channels are."
     )
     consumers: tuple[str, ...] = Field(
         description="Module names of the convolutions and linear layers that read these channels."

@@ -16,7 +16,9 @@ class NetworkSummary(Schema):
     latency_ms_iqr: float = Field(description="Interquartile range of that latency.")
     fps: float = Field(description="Images per second: batch size / latency.")
     val_accuracy: float
-    test_accuracy: float | None = Field(description="None until the end, when the split is read once.")
+    test_accuracy: float | None = Field(
+        description="None until the end, when the split is read once."
+    )
     macs: int
     params: int
 
@@ -28,7 +30,9 @@ class StepSummary(Schema):
     groups: list[str]
     widths_before: list[int]
     widths_after: list[int]
-    latency_ms: float | None = Field(description="Of the whole network; None if it was not measured.")
+    latency_ms: float | None = Field(
+        description="Of the whole network; None if it was not measured."
+    )
     screened_ms: float | None = Field(description="Sum of the programs' latencies, by transplant.")
     val_accuracy: float | None = Field(description="None when it was not trained.")
     accepted: bool
@@ -64,9 +68,15 @@ class TargetSummary(Schema):
     accuracy_floor: float | None
     baseline: NetworkSummary | None
     final: NetworkSummary | None
-    uniform: NetworkSummary | None = Field(description="The uniformly narrower network, where asked for.")
-    speedup: float | None = Field(description="Baseline / final latency, median of the paired ratios.")
-    speedup_low: float | None = Field(description="Lower bound of the speed-up at the run's confidence.")
+    uniform: NetworkSummary | None = Field(
+        description="The uniformly narrower network, where asked for."
+    )
+    speedup: float | None = Field(
+        description="Baseline / final latency, median of the paired ratios."
+    )
+    speedup_low: float | None = Field(
+        description="Lower bound of the speed-up at the run's confidence."
+    )
     steps: list[StepSummary]
     widths: dict[str, tuple[int, int]] = Field(description="Group -> dense and final width.")
     tasks_before: list[TaskSummary]
@@ -87,7 +97,9 @@ class Summary(Schema):
     run: str
     state: Literal["running", "done", "failed", "cancelled"]
     error: str = Field(default="", description="Why it failed.")
-    wall_s: float = Field(description="Wall-clock seconds the run was worked on, all starts together.")
+    wall_s: float = Field(
+        description="Wall-clock seconds the run was worked on, all starts together."
+    )
     started: int = Field(description="How often the run was started.")
     versions: dict[str, str]
     phases_s: dict[str, float] = Field(description="State -> wall-clock seconds spent in it.")

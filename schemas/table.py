@@ -16,7 +16,9 @@ class Subgraph(Schema):
 
     index: int = Field(ge=0, description="Position among the call sites of the network.")
     task_id: str
-    module: str | None = Field(description="Torch module whose weight feeds it; None without a weight.")
+    module: str | None = Field(
+        description="Torch module whose weight feeds it; None without a weight."
+    )
     parameter: str | None = Field(description="Name of the parameter that feeds it.")
     output_shape: tuple[int, ...]
 
@@ -40,7 +42,8 @@ class Measurement(Schema):
     threads: int = Field(ge=1, description="Threads the device's runtime reported.")
     temperature_c: float | None = None
     canary_ratio: float | None = Field(
-        default=None, description="Time of a fixed small workload over its first time in the session."
+        default=None,
+        description="Time of a fixed small workload over its first time in the session.",
     )
     measured_at: float = Field(description="Seconds since the epoch.")
 
@@ -77,10 +80,17 @@ class Program(Schema):
     lineage_trials: int = Field(
         default=0, ge=0, description="Of a transplant: trials behind the program it was taken from."
     )
+    beside_ms: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Of a transplant: latency of the program it was taken from, measured beside "
+        "it.",
+    )
     measurement: Measurement | None = Field(description="None when it did not build or run.")
     error: str = Field(default="", description="Why there is no measurement.")
     max_abs_error: float | None = Field(
-        default=None, description="Largest difference from the untuned program's output, where checked."
+        default=None,
+        description="Largest difference from the untuned program's output, where checked.",
     )
 
     @property

@@ -1,8 +1,8 @@
 """Units of work and their outcomes: what the orchestrator asks of the workers.
 
-A unit of work is pure data with a key made of its content. Its outcome is stored in the ledger under
-that key, so that the same work is never done twice, whoever asks for it and however often the run is
-started again.
+A unit of work is pure data with a key made of its content. Its outcome is stored in the ledger
+under that key, so that the same work is never done twice, whoever asks for it and however often the
+run is started again.
 """
 
 from __future__ import annotations

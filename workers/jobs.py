@@ -88,7 +88,11 @@ class TrainingJobs:
                 self._config.prune.ranking,
             )
         recipe = self._config.train.model_copy(
-            update={"epochs": work.epochs, "learning_rate": work.learning_rate}
+            update={
+                "epochs": work.epochs,
+                "learning_rate": work.learning_rate,
+                "schedule": self._config.fine_tune.schedule,
+            }
         )
         return self._trained(model, work.structure, recipe, self._config.seed)
 

@@ -18,7 +18,7 @@ from workers.training.weights import weights_from_bytes, weights_to_bytes
 
 
 class Networks:
-    """The networks of one run: the dense one, those pruned from it, and the uniformly narrower one."""
+    """The networks of one run: the dense one, those pruned from it, the uniformly narrower one."""
 
     def __init__(self, config: RunConfig, artifacts: ArtifactStore) -> None:
         self.config = config

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from schemas.config import DataConfig, FineTuneConfig, ModelConfig, TrainConfig
+from schemas.config import DataConfig, ModelConfig, TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut, UserError
 from workers.training.data import Splits, load_splits
 from workers.training.metrics import accuracy_of_logits, evaluate
 from workers.training.networks import build_model
-from workers.training.train import ProgressEvent, long_recipe, short_recipe, train
+from workers.training.train import ProgressEvent, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelConfig(arguments={"stem": 4, "widths": [4, 8], "blocks": 1})
@@ -151,13 +151,6 @@ def test_odd_widths_train_with_two_threads_beside_even_ones() -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-
-
-def test_fine_tuning_shortens_the_recipe() -> None:
-    fine = FineTuneConfig(short_epochs=1, long_epochs=5, short_learning_rate=0.3)
-    assert short_recipe(RECIPE, fine).epochs == 1 and long_recipe(RECIPE, fine).epochs == 5
-    assert short_recipe(RECIPE, fine).learning_rate == 0.3
-    assert short_recipe(RECIPE, fine).batch_size == RECIPE.batch_size
 
 
 def test_metric_is_top1_or_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Which loops of a workload run over channels, read from the workload itself.
 
-The output-channel loop is the spatial loop that indexes the last dimension of what the reduction block
-writes; the input-channel loop is the reduction loop that indexes the last dimension of the data it
-reads. Layouts are channels-last throughout, so both hold for convolutions and dense layers alike.
+The output-channel loop is the spatial loop that indexes the last dimension of what the reduction
+block writes; the input-channel loop is the reduction loop that indexes the last dimension of the
+data it reads. Layouts are channels-last throughout, so both hold for convolutions and dense layers
+alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tvm.tirx.analysis import undefined_vars
 
 @dataclass(frozen=True)
 class ChannelAxes:
-    """Positions among the loops of the block that does the work; None where there is no such loop."""
+    """Positions among the loops of the block that does the work; None for a loop it lacks."""
 
     block: str | None
     output: int | None

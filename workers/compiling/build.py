@@ -45,8 +45,8 @@ def build_network(
 ) -> None:
     """Build a whole network with the given program for each workload; weights become constants.
 
-    ``module`` is that of a ``RelaxNetwork``, ``programs`` are workloads and traces, ``weights`` are by
-    parameter name. The library's ``main`` takes one image batch and returns a tuple of outputs.
+    ``module`` is that of a ``RelaxNetwork``, ``programs`` are workloads and traces, ``weights`` are
+    by parameter name. The library's ``main`` takes one image batch and returns a tuple of outputs.
     """
     space = ScheduleSpace(target)
     database = ms.database.MemoryDatabase()
@@ -67,7 +67,9 @@ def build_network(
                 relax.transform.DeadCodeElimination(),
             ]
         )(module)
-    executable = tvm.compile(module, target=target, relax_pipeline=relax.get_pipeline("default_build"))
+    executable = tvm.compile(
+        module, target=target, relax_pipeline=relax.get_pipeline("default_build")
+    )
     executable.export_library(str(path))
 
 

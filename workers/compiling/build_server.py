@@ -1,4 +1,4 @@
-"""The builder's process: TVM and its compiler, warm, without torch; one forked child for each build.
+"""The builder's process: TVM and its compiler, warm, without torch; a forked child for each build.
 
 Started by ``workers.compiling.builder.Builder``; not a command of its own.
 """
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _programs(payload: dict[str, Any]) -> dict[str, Any]:
-    jobs = [
+    jobs: list[Callable[[], dict[str, Any]]] = [
         functools.partial(_build_program, payload["target"], item) for item in payload["items"]
     ]
     return {"results": _run(jobs, payload)}
@@ -84,9 +84,7 @@ def _build_network(payload: dict[str, Any]) -> dict[str, Any]:
     with np.load(payload["weights"]) as stored:
         weights = {name: stored[name] for name in stored.files}
     programs = [(load_module(module), trace) for module, trace in payload["programs"]]
-    build_network(
-        load_module(payload["module"]), target, programs, weights, Path(payload["path"])
-    )
+    build_network(load_module(payload["module"]), target, programs, weights, Path(payload["path"]))
     return {}
 
 

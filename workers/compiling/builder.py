@@ -52,9 +52,7 @@ class Builder:
         """Build every job, ``timeout_s`` for each build alone; failures are in the results."""
         if not jobs:
             return []
-        items = [
-            {"module": job.module, "path": str(job.path), "form": job.form} for job in jobs
-        ]
+        items = [{"module": job.module, "path": str(job.path), "form": job.form} for job in jobs]
         limit_s = _GRACE_S + 600.0 + (timeout_s + 1) * len(jobs)
         answers = self._call("programs", {"items": items}, timeout_s, limit_s, len(jobs))
         return [_library(job.path, answer) for job, answer in zip(jobs, answers, strict=True)]
@@ -69,7 +67,7 @@ class Builder:
     ) -> Library:
         """Build a whole network; ``programs`` are workload texts and traces."""
         stored = path.with_suffix(".npz")
-        np.savez(stored, **weights)
+        np.savez(stored, **weights)  # type: ignore[arg-type]
         try:
             payload = {
                 "module": module,

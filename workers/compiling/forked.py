@@ -1,7 +1,7 @@
 """Running each job in a forked child of a warm process, several at a time, each with its own limit.
 
-A fork of a process that has TVM imported costs some 20 ms instead of seconds. A child that crashes or
-runs out of time is gone with all it did; the parent and the other children do not notice.
+A fork of a process that has TVM imported costs some 20 ms instead of seconds. A child that crashes
+or runs out of time is gone with all it did; the parent and the other children do not notice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
+
+from device_agents.tether import die_with_parent
 
 _STARTED = b"S"
 
@@ -40,8 +42,9 @@ def run_forked(
 ) -> list[dict[str, Any]]:
     """Run every job in a child; return their results in order.
 
-    A result is what the job returned with ``seconds`` added, or ``{"error": text}``. ``timeout_s`` counts
-    from when the child has the cores (``working``), for which it may wait ``wait_s``.
+    A result is what the job returned with ``seconds`` added, or ``{"error": text}``. ``timeout_s``
+    counts from when the child has the cores (``working``), for which it may wait ``wait_s``. A
+    child ends with the thread that called, however that ends.
     """
     results: list[dict[str, Any]] = [{} for _ in jobs]
     waiting = list(enumerate(jobs))
@@ -83,21 +86,15 @@ def _fork(
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             os.close(reader)
             os.setpgid(0, 0)
-            with working():
-                os.write(writer, _STARTED)
-                began = time.monotonic()
-                try:
-                    result = job()
-                    result["seconds"] = time.monotonic() - began
-                except Exception as error:
-                    result = {"error": f"{type(error).__name__}: {_first_lines(str(error))}"}
-            data = json.dumps(result).encode()
+            die_with_parent(parent)
+            data = _carry_out(job, working, writer)
             while data:
                 data = data[os.write(writer, data) :]
             code = 0
@@ -107,6 +104,22 @@ def _fork(
             os._exit(code)
     os.close(writer)
     return _Child(position, pid, reader, time.monotonic())
+
+
+def _carry_out(
+    job: Callable[[], dict[str, Any]],
+    working: Callable[[], AbstractContextManager[None]],
+    writer: int,
+) -> bytes:
+    """The job's result as it goes to the parent; what it raises is its result too."""
+    try:
+        with working():
+            os.write(writer, _STARTED)
+            began = time.monotonic()
+            result = job()
+            return json.dumps({**result, "seconds": time.monotonic() - began}).encode()
+    except Exception as error:
+        return json.dumps({"error": f"{type(error).__name__}: {_last_lines(str(error))}"}).encode()
 
 
 def _lateness(child: _Child, timeout_s: float, wait_s: float) -> str:
@@ -125,10 +138,10 @@ def _reap(child: _Child) -> dict[str, Any]:
     _, status = os.waitpid(child.pid, 0)
     if os.WIFSIGNALED(status):
         return {"error": f"crashed with {signal.Signals(os.WTERMSIG(status)).name}"}
-    text = bytes(child.received)[len(_STARTED) :]
-    if not text:
+    try:
+        result: dict[str, Any] = json.loads(bytes(child.received).removeprefix(_STARTED))
+    except ValueError:  # nothing, or not all of it
         return {"error": "ended without a result"}
-    result: dict[str, Any] = json.loads(text)
     return result
 
 
@@ -142,6 +155,6 @@ def _kill(child: _Child) -> None:
     os.waitpid(child.pid, 0)
 
 
-def _first_lines(text: str, count: int = 6) -> str:
+def _last_lines(text: str, count: int = 6) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return "\n".join(lines[-count:])[:2000]

@@ -1,8 +1,8 @@
 """TVM's compiler with the tensor intrinsics of one kind of target only.
 
 ``import tvm.s_tir.tensor_intrin`` parses every back end's intrinsics, which costs half a minute in
-each process, and ``TuneContext`` imports it. Putting a package object of the same name and path into
-``sys.modules`` first lets the needed submodules be imported one by one.
+each process, and ``TuneContext`` imports it. Putting a package object of the same name and path
+into ``sys.modules`` first lets the needed submodules be imported one by one.
 """
 
 from __future__ import annotations

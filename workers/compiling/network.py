@@ -1,7 +1,7 @@
 """From an exported torch program to a Relax module whose call sites know their torch modules.
 
-The weights stay parameters of the module: one module serves every network of the same structure, and
-each call site names its torch module exactly, through the parameter that feeds it.
+The weights stay parameters of the module: one module serves every network of the same structure,
+and each call site names its torch module exactly, through the parameter that feeds it.
 """
 
 from __future__ import annotations

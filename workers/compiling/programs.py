@@ -1,8 +1,8 @@
 """Programs as schedules: applying traces to workloads, and transplanting them.
 
-The structure of a program lives in its trace. Applied to a workload of other channel counts, with only
-the channel tiles re-split around the vector factor, it keeps that structure (CPrune, section 3: pruning
-that preserves the fastest program's loop structure).
+The structure of a program lives in its trace. Applied to a workload of other channel counts, with
+only the channel tiles re-split around the vector factor, it keeps that structure (CPrune, section
+3: pruning that preserves the fastest program's loop structure).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ScheduleSpace:
     def transplant(
         self, module: IRModule, axes: ChannelAxes, trace: str, limit: int
     ) -> list[Schedule]:
-        """The parent's trace on ``module``, its channel tiles re-split; the likeliest fast first."""
+        """The parent's trace on ``module``, its channel tiles re-split; likeliest fast first."""
         if axes.block is None:
             unchanged = self.process(module, trace)
             return [unchanged] if unchanged is not None else []

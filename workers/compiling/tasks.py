@@ -1,8 +1,8 @@
 """The tasks of a network: which call sites share one workload, exactly.
 
 A task is found twice, by TVM's structural equality (``extract_tasks``) and by our own sha256 of the
-workload's canonical text, its shapes and the target. Both must agree on every call site; a network on
-which they do not is refused with the names of what did not match.
+workload's canonical text, its shapes and the target. Both must agree on every call site; a network
+on which they do not is refused with the names of what did not match.
 """
 
 from __future__ import annotations
@@ -79,14 +79,16 @@ def build_table(network: RelaxNetwork, target: Target) -> TaskTable:
                 index=site.index,
                 task_id=ids_of[site.function],
                 module=site.module,
-                parameter=next((name for name in site.parameters if name.endswith("_weight")), None),
+                parameter=next(
+                    (name for name in site.parameters if name.endswith("_weight")), None
+                ),
                 output_shape=site.output_shape,
             )
         )
     for position, functions in by_equality.items():
-        if len({ids_of[name] for name in functions}) != 1 or int(
-            extracted[position].weight
-        ) != len(functions):
+        if len({ids_of[name] for name in functions}) != 1 or int(extracted[position].weight) != len(
+            functions
+        ):
             raise UserError(
                 "model.name",
                 f"task {extracted[position].task_name} has {int(extracted[position].weight)} call "
@@ -94,9 +96,21 @@ def build_table(network: RelaxNetwork, target: Target) -> TaskTable:
                 "report the network's name; until then choose another network",
             )
     if len(by_equality) != len(workloads):
+        by_text: dict[str, list[int]] = {}
+        for position, functions in by_equality.items():
+            by_text.setdefault(ids_of[functions[0]], []).append(position)
+        confused = [
+            by_equality[p] for positions in by_text.values() if positions[1:] for p in positions
+        ]
+        modules_of = {site.function: site.module for site in network.sites}
+        names = "; ".join(
+            ", ".join(f"{name} ({modules_of[name]})" for name in functions)
+            for functions in confused
+        )
         raise UserError(
             "model.name",
-            f"{len(by_equality)} tasks by structural equality, {len(workloads)} by their text",
+            f"{len(by_equality)} tasks by structural equality, {len(workloads)} by their text, "
+            f"which is the same for: {names}",
             "report the network's name; until then choose another network",
         )
     table = NetworkTable(
@@ -113,11 +127,11 @@ def task_id(module: IRModule, target: Target) -> str:
 def canonical_text(module: IRModule) -> str:
     """The workload's script with the names of its arguments given by position.
 
-    The importer names arguments, and sometimes blocks, after the call site; equal workloads differ in
-    nothing else.
+    The importer names arguments, and sometimes blocks, after the call site; equal workloads differ
+    in nothing else.
     """
     function = module["main"]
-    text = module.script(show_meta=False)
+    text = str(module.script(show_meta=False))
     names = {parameter.name: position for position, parameter in enumerate(function.params)}
     for name in sorted(names, key=len, reverse=True):
         text = re.sub(rf"\b{re.escape(name)}(?![0-9A-Za-z])", f"argument{names[name]}", text)

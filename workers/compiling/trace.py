@@ -1,7 +1,7 @@
 """Schedule traces as JSON: which tiles they hold, and how one is re-split for another width.
 
-A trace is ``[instructions, decisions]``; an instruction is ``[kind, inputs, attributes, outputs]`` and a
-decision ``[instruction index, value]``. Nothing here needs TVM.
+A trace is ``[instructions, decisions]``; an instruction is ``[kind, inputs, attributes, outputs]``
+and a decision ``[instruction index, value]``. Nothing here needs TVM.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def tiles_of(text: str, block: str) -> tuple[Tile, ...]:
         elif kind == "SamplePerfectTile" and inputs[0] in loops and index in chosen:
             tiles.append(
                 Tile(
-                    index, loops[inputs[0]], tuple(int(f) for f in chosen[index]), int(attributes[1])
+                    index,
+                    loops[inputs[0]],
+                    tuple(int(f) for f in chosen[index]),
+                    int(attributes[1]),
                 )
             )
     return tuple(tiles)
@@ -85,9 +88,9 @@ def transplants(
     """Traces for a workload of other loop extents, the likeliest to be fast first.
 
     ``extents`` are the new workload's, loop by loop. A spatial loop whose extent changed keeps its
-    innermost factor, the vector factor, and has the rest re-split; only where it does not divide, the
-    largest half of it that does takes its place. A reduction loop keeps its innermost factor where
-    that divides. An empty list means that there is no transplant.
+    innermost factor, the vector factor, and has the rest re-split; only where it does not divide,
+    the largest half of it that does takes its place. A reduction loop keeps its innermost factor
+    where that divides. An empty list means that there is no transplant.
     """
     choices: list[list[tuple[int, tuple[int, ...]]]] = []
     for tile in tiles_of(text, block):
@@ -110,8 +113,9 @@ def resplits(
 ) -> list[tuple[int, ...]]:
     """Ways to split ``extent`` into as many factors, nearest to ``factors`` first.
 
-    The distance is the sum of the factors' log-ratios, each weighted by its level, so that the counts of
-    outer loops change before those of inner ones. With ``keep_innermost`` the last factor stays.
+    The distance is the sum of the factors' log-ratios, each weighted by its level, so that the
+    counts of outer loops change before those of inner ones. With ``keep_innermost`` the last factor
+    stays.
     """
     inner = factors[-1]
     if keep_innermost:
@@ -119,9 +123,7 @@ def resplits(
     else:
         inners = [value for value in range(1, extent + 1) if extent % value == 0]
     found = [
-        (*outer, value)
-        for value in inners
-        for outer in _splits(extent // value, len(factors) - 1)
+        (*outer, value) for value in inners for outer in _splits(extent // value, len(factors) - 1)
     ]
 
     def distance(split: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:

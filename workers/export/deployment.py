@@ -1,4 +1,4 @@
-"""The end of a run: the artefacts of the final network, measured, checked and judged on the test split."""
+"""The end of a run: the final network's artefacts, measured, checked, judged on the test split."""
 
 from __future__ import annotations
 
@@ -160,10 +160,10 @@ class Exporter:
         """Largest difference of the library's logits on the device from torch's, on test images."""
         batch_size = self._networks.config.input.batch_size
         test = self._networks.splits.test
-        count = max(1, min(_CHECKED_IMAGES, len(test)) // batch_size) * batch_size  # type: ignore[arg-type]
-        order = torch.arange(count) % len(test)  # type: ignore[arg-type]
+        count = max(1, min(_CHECKED_IMAGES, len(test)) // batch_size) * batch_size
+        order = torch.arange(count) % len(test)
         images = next(batches(test, count, order))[0]
         with torch.no_grad():
-            expected = torch.cat([model(part) for part in images.split(batch_size)]).numpy()
+            expected = torch.cat([model(part) for part in torch.split(images, batch_size)]).numpy()
         logits = self._gauge.run(f"run:{key}", library, images.numpy(), batch_size)
         return float(np.abs(logits - expected).max()), float(np.abs(expected).max()), count

@@ -1,13 +1,14 @@
 """The gauge: takes latencies and outputs of libraries on one device, and never hangs.
 
-Every question to a device goes through a process of its own (``gauge_server``). One that gets no answer
-in time ends that process and counts as the device's failure, with the reason.
+Every question to a device goes through a process of its own (``gauge_server``). One that gets no
+answer in time ends that process and counts as the device's failure, with the reason.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from device_agents.host_cores import HostCores
-from device_agents.local import DeviceLost, LocalDevice
+from device_agents.local import DeviceLost
 from device_agents.processes import ProcessDied, ProcessTimeout, RemoteFailure, WarmProcess
 from schemas.config import MeasureConfig
 from schemas.table import Comparison, Measurement
@@ -40,7 +41,11 @@ class Gauge(Protocol):
     """What the tuning worker asks of a device. ``key`` names the question in a recording."""
 
     device_model: str
-    device_s: float
+
+    @property
+    def device_s(self) -> float:
+        """Seconds the device was busy for us."""
+        ...
 
     def measure(self, key: str, library: Library) -> Measurement:
         """Time one program. Raises ``ProgramFailed`` or ``DeviceLost``."""
@@ -60,6 +65,10 @@ class Gauge(Protocol):
         self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
     ) -> np.ndarray[Any, Any]:
         """A network's logits for images of shape (n, c, h, w), n a multiple of ``batch_size``."""
+        ...
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Have the cores that the device shares with workers for several questions on end."""
         ...
 
     def release(self) -> None:
@@ -83,6 +92,18 @@ class DeviceAddress:
     device_model: str
 
 
+class LocalAgent(Protocol):
+    """What brings a device of this machine back."""
+
+    def ensure_alive(self) -> bool:
+        """Start what has died; whether the device was started. Raises ``DeviceLost``."""
+        ...
+
+    def restart(self) -> None:
+        """End the device and start it again. Raises ``DeviceLost``."""
+        ...
+
+
 class DeviceGauge:
     """A gauge on a real device, through its RPC tracker."""
 
@@ -91,7 +112,7 @@ class DeviceGauge:
         address: DeviceAddress,
         config: MeasureConfig,
         cores: HostCores | None,
-        local: LocalDevice | None,
+        local: LocalAgent | None,
     ) -> None:
         """``cores`` is the token of cores the device shares with this host; None if it has its own.
 
@@ -106,7 +127,9 @@ class DeviceGauge:
         self._process = WarmProcess("workers.measuring.gauge_server", name="gauge")
         self._facts: dict[str, Any] | None = None
         self._opened_at = 0.0
+        self._opened_by: int | None = None
         self._ratio = 1.0
+        self._is_alone = False
 
     def measure(self, key: str, library: Library) -> Measurement:
         config = self._config
@@ -120,7 +143,7 @@ class DeviceGauge:
                 "cache_flush_bytes": config.cache_flush_bytes,
             },
         )
-        return self._measurement(answer["run_ms"], answer)
+        return self._measurement(answer["run_ms"], answer, self._facts or {})
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
         answer = self._ask(
@@ -151,12 +174,13 @@ class DeviceGauge:
             },
             patience=1 + config.model_repeats * config.model_min_repeat_ms / 1000,
         )
+        facts = self._facts or {}  # the canary may lose the session, and what is known of it
         self._look_at_canary()
         return Comparison(
             reference_ms=tuple(answer["reference_ms"]),
             candidate_ms=tuple(answer["candidate_ms"]),
-            reference=self._measurement(answer["reference_ms"], answer),
-            candidate=self._measurement(answer["candidate_ms"], answer),
+            reference=self._measurement(answer["reference_ms"], answer, facts),
+            candidate=self._measurement(answer["candidate_ms"], answer, facts),
         )
 
     def run(
@@ -176,11 +200,25 @@ class DeviceGauge:
         )
         return logits
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        if self._cores is None or self._is_alone:
+            yield
+            return
+        with self._cores.measuring(_CORES_WAIT_S):
+            self._is_alone = True
+            try:
+                yield
+            finally:
+                self._is_alone = False
+
     def release(self) -> None:
         if self._facts is None:
             return
+        self._look_at_canary()
+        if self._facts is None:  # the session was lost on the way
+            return
         try:
-            self._look_at_canary()
             self._process.call("close", timeout_s=self._config.answer_timeout_s)
         except (ProcessDied, ProcessTimeout, RemoteFailure):
             self._process.stop()
@@ -200,9 +238,7 @@ class DeviceGauge:
         """
         self._ensure_open()
         limit_s = self._config.answer_timeout_s + 2 * patience
-        token = (
-            self._cores.measuring(_CORES_WAIT_S) if self._cores and alone else nullcontext()
-        )
+        token = self.alone() if alone else nullcontext()
         with token:
             began = time.monotonic()
             try:
@@ -220,6 +256,9 @@ class DeviceGauge:
 
     def _ensure_open(self) -> None:
         lease_s = self._config.session_timeout_s
+        if self._facts is not None and self._is_lost():
+            self._facts = None
+            self._process.stop()
         if self._facts is not None and time.monotonic() - self._opened_at > lease_s / 2:
             self.release()
         if self._facts is not None:
@@ -241,7 +280,7 @@ class DeviceGauge:
                     },
                     timeout_s=self._config.device_wait_s + self._config.answer_timeout_s,
                 )
-                self._opened_at = time.monotonic()
+                self._opened_at, self._opened_by = time.monotonic(), self._process.pid
                 return
             except RemoteFailure as error:
                 errors.append(f"{error.kind}: {error.message}")
@@ -256,6 +295,12 @@ class DeviceGauge:
             f"{self._address.host}:{self._address.port}: {errors[-1]}"
         )
 
+    def _is_lost(self) -> bool:
+        """Whether the measuring process or a local device died since the session was opened."""
+        if self._process.pid != self._opened_by:
+            return True
+        return self._local is not None and self._local.ensure_alive()
+
     def _recover(self) -> None:
         """After a failure: the session is void; a local device that may be stuck starts anew."""
         self._facts = None
@@ -265,16 +310,16 @@ class DeviceGauge:
 
     def _look_at_canary(self) -> None:
         try:
-            token = self._cores.measuring(_CORES_WAIT_S) if self._cores else nullcontext()
-            with token:
+            with self.alone():
                 answer = self._process.call("canary", timeout_s=self._config.answer_timeout_s)
             self._ratio = answer["ratio"]
         except (ProcessDied, ProcessTimeout, RemoteFailure):
             self._facts = None
             self._process.stop()
 
-    def _measurement(self, run_ms: list[float], answer: dict[str, Any]) -> Measurement:
-        facts = self._facts or {}
+    def _measurement(
+        self, run_ms: list[float], answer: dict[str, Any], facts: dict[str, Any]
+    ) -> Measurement:
         return Measurement(
             run_ms=tuple(run_ms),
             device=facts["device"],

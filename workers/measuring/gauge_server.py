@@ -1,7 +1,7 @@
 """The gauge's process: TVM's runtime alone and one session to a device.
 
-A device that hangs takes this process with it, never the caller: ``workers.measuring.gauge`` ends and
-replaces it. Started by that module; not a command of its own.
+A device that hangs takes this process with it, never the caller: ``workers.measuring.gauge`` ends
+and replaces it. Started by that module; not a command of its own.
 """
 
 from __future__ import annotations
@@ -91,14 +91,12 @@ def _program(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(request: dict[str, Any]) -> dict[str, Any]:
-    """Run two libraries of the same signature on the same random inputs; compare the last argument."""
+    """Run two libraries of one signature on the same random inputs; compare the last argument."""
     import numpy as np
 
     session = _state.session
     generator = np.random.default_rng(request["seed"])
-    host = [
-        generator.standard_normal(shape).astype(dtype) for dtype, shape in request["arguments"]
-    ]
+    host = [generator.standard_normal(shape).astype(dtype) for dtype, shape in request["arguments"]]
     outputs = []
     for path in (request["reference"], request["path"]):
         library = session.load(Path(path))

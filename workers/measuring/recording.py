@@ -1,13 +1,17 @@
 """Devices that write down what they answer, and devices that answer from what was written.
 
-A recording is a file of JSON lines: the first names the device model, each further one is a question's
-key and its answer. What is answered from a recording is labelled so (``device_kind: replay``).
+A recording is a file of JSON lines: the first names the device model, each further one is a
+question's key and its answer, or how the program failed. What is answered from a recording is
+labelled so (``device_kind: replay``).
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,26 @@ class RecordingGauge:
     """A gauge that appends every answer to a file."""
 
     def __init__(self, gauge: Gauge, path: Path) -> None:
+        """A recording that is there already is continued.
+
+        Raises ``UserError`` when it is of another device model, or no recording.
+        """
         self._gauge = gauge
         self._path = path
         self.device_model = gauge.device_model
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             self._write({"device_model": gauge.device_model})
+            return
+        written = path.read_bytes()
+        os.truncate(path, written.rfind(b"\n") + 1)  # a kill may have torn the last line
+        recorded = ReplayGauge(path).device_model
+        if recorded != gauge.device_model:
+            raise UserError(
+                "targets[].recording",
+                f"{path} is a recording of {recorded}, not of {gauge.device_model}",
+                "name another file",
+            )
 
     @property
     def device_s(self) -> float:
@@ -36,43 +54,50 @@ class RecordingGauge:
         return self._gauge.device_s
 
     def measure(self, key: str, library: Library) -> Measurement:
-        try:
+        with self._failures(key):
             answer = self._gauge.measure(key, library)
-        except ProgramFailed as error:
-            self._write({"key": key, "failed": str(error)})
-            raise
         self._write({"key": key, "measurement": answer.model_dump(mode="json")})
         return answer
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
-        try:
+        with self._failures(key):
             answer = self._gauge.check(key, reference, library)
-        except ProgramFailed as error:
-            self._write({"key": key, "failed": str(error)})
-            raise
         self._write({"key": key, "check": [answer.max_abs_error, answer.max_abs_output]})
         return answer
 
     def compare(
         self, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
     ) -> Comparison:
-        answer = self._gauge.compare(key, reference, candidate, input_shape)
+        with self._failures(key):
+            answer = self._gauge.compare(key, reference, candidate, input_shape)
         self._write({"key": key, "comparison": answer.model_dump(mode="json")})
         return answer
 
     def run(
         self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
     ) -> np.ndarray[Any, Any]:
-        answer = self._gauge.run(key, network, images, batch_size)
+        with self._failures(key):
+            answer = self._gauge.run(key, network, images, batch_size)
         data = base64.b64encode(answer.astype("float32").tobytes()).decode()
         self._write({"key": key, "logits": data, "shape": list(answer.shape)})
         return answer
+
+    def alone(self) -> AbstractContextManager[None]:
+        return self._gauge.alone()
 
     def release(self) -> None:
         self._gauge.release()
 
     def close(self) -> None:
         self._gauge.close()
+
+    @contextmanager
+    def _failures(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ProgramFailed as error:
+            self._write({"key": key, "failed": str(error)})
+            raise
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
@@ -87,14 +112,14 @@ class ReplayGauge:
         try:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             self.device_model = str(lines[0]["device_model"])
-        except (OSError, ValueError, LookupError) as error:
+            self._answers = {str(line["key"]): line for line in lines[1:]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 "targets[].recording",
                 f"{path} is no recording ({error})",
                 "record one by a run with device: local and the same recording",
             ) from error
         self._path = path
-        self._answers = {line["key"]: line for line in lines[1:]}
         self.device_s = 0.0
 
     def measure(self, key: str, library: Library) -> Measurement:
@@ -121,6 +146,9 @@ class ReplayGauge:
         data = base64.b64decode(answer["logits"])
         logits: np.ndarray[Any, Any] = np.frombuffer(data, "float32").reshape(answer["shape"])
         return logits
+
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def release(self) -> None:
         """There is no device to give back."""

@@ -77,7 +77,7 @@ def open_device(
     address = DeviceAddress(
         tracker.host, tracker.port, target.key, local.threads, "local", local.device_model
     )
-    gauge = _recorded(DeviceGauge(address, config, cores, local), target)
+    gauge = _recorded(DeviceGauge(address, config, cores, _Agent(tracker, local)), target)
 
     def close() -> None:
         gauge.close()
@@ -85,6 +85,23 @@ def open_device(
         tracker.stop()
 
     return Device(tvm_target, gauge, cores, builders, close)
+
+
+@dataclass
+class _Agent:
+    """Brings a local device back, and its tracker: without one it cannot be asked for."""
+
+    tracker: TrackerProcess
+    local: LocalDevice
+
+    def ensure_alive(self) -> bool:
+        if self.tracker.pid is None:
+            self.tracker.ensure_alive()
+        return self.local.ensure_alive()
+
+    def restart(self) -> None:
+        self.tracker.ensure_alive()
+        self.local.restart()
 
 
 def resolve_target(target: TargetConfig) -> dict[str, Any]:

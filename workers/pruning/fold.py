@@ -46,9 +46,23 @@ def exported_program(model: nn.Module, example_input: Tensor) -> ExportedProgram
         ) from error
 
 
-def fold_batch_norm(model: nn.Module, example_input: Tensor) -> nn.Module:
+FoldPairs = tuple[tuple[str, str], ...]
+"""Names of (a layer's weight, the running mean of the batch norm that it alone feeds)."""
+
+
+def fold_pairs(model: nn.Module, example_input: Tensor) -> FoldPairs:
+    """The batch norms of a network that can be folded; the same whatever its widths.
+
+    Raises ``UserError`` where the network does not trace.
+    """
+    return tuple(_pairs(exported_program(model, example_input)))
+
+
+def fold_batch_norm(
+    model: nn.Module, example_input: Tensor, pairs: FoldPairs | None = None
+) -> nn.Module:
     """A copy of the network, in evaluation mode, without the batch norms that directly follow a
-    convolution or linear layer.
+    convolution or linear layer. ``pairs`` saves finding them out again.
 
     A folded batch norm's place is taken by ``nn.Identity``; the layer before it has the same name,
     new weights and a bias. A batch norm stays where the layer's output is also used elsewhere, or
@@ -62,7 +76,7 @@ def fold_batch_norm(model: nn.Module, example_input: Tensor) -> nn.Module:
         for name in _tensor_names(module_name, module)
     }
     paths = {module: name for name, module in network.named_modules()}
-    for layer_weight, statistics in _pairs(exported_program(network, example_input)):
+    for layer_weight, statistics in fold_pairs(network, example_input) if pairs is None else pairs:
         layer, norm = owners.get(layer_weight), owners.get(statistics)
         if not isinstance(layer, _FOLDABLE) or not isinstance(norm, _BatchNorm):
             continue

@@ -137,7 +137,8 @@ def row_major(images: Tensor) -> Tensor:
     """A copy ``(n, C, H, W)`` in torch's default memory format, even where C is 1.
 
     Indexing and permuting can leave images in the channels-last format, which a network passes on
-    from layer to layer. With torch 2.15 on the CPU, training in that format corrupts memory at
-    widths that fill no vector register, and the process dies inside ``backward``.
+    from layer to layer. With torch 2.15 on the CPU, the backward pass of a strided 1x1 convolution
+    in that format corrupts memory where its width fills no vector register (12, 24), and the
+    process dies.
     """
     return images.clone(memory_format=torch.contiguous_format)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from schemas.config import FineTuneConfig, TrainConfig
+from schemas.config import TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
 from workers.training.data import Splits
@@ -60,20 +60,6 @@ class TrainOutcome:
     epochs: int
     train_s: float
     history: tuple[Epoch, ...]
-
-
-def short_recipe(train: TrainConfig, fine_tune: FineTuneConfig) -> TrainConfig:
-    """The recipe of a candidate's fine-tuning."""
-    return train.model_copy(
-        update={"epochs": fine_tune.short_epochs, "learning_rate": fine_tune.short_learning_rate}
-    )
-
-
-def long_recipe(train: TrainConfig, fine_tune: FineTuneConfig) -> TrainConfig:
-    """The recipe of the final network's fine-tuning."""
-    return train.model_copy(
-        update={"epochs": fine_tune.long_epochs, "learning_rate": fine_tune.long_learning_rate}
-    )
 
 
 def train(

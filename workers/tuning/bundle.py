@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 from tvm.ir import save_json
 from tvm.target import Target
 
@@ -15,7 +16,7 @@ from schemas.work import TuneWork
 from workers.compiling.network import RelaxNetwork, relax_network
 from workers.compiling.tasks import Workload, build_table
 from workers.networks import Networks
-from workers.pruning.fold import exported_program, fold_batch_norm
+from workers.pruning.fold import FoldPairs, exported_program, fold_batch_norm, fold_pairs
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Bundles:
         self._target = target
         self._known: dict[str, Bundle] = {}
         self._texts: dict[str, str] = {}
+        self._pairs: dict[float | None, FoldPairs] = {}
 
     def of_structure(self, structure: Structure, fraction: float | None = None) -> Bundle:
         """The bundle of a structure (or of the uniform network of ``fraction``).
@@ -49,7 +51,7 @@ class Bundles:
         key = f"{structure.model_dump_json()}/{fraction}"
         if key not in self._known:
             model = self._networks.of_structure(structure, fraction)
-            folded = fold_batch_norm(model, self._networks.batch)
+            folded = self._folded(model, fraction)
             relax = relax_network(exported_program(folded, self._networks.batch), self._target)
             table = build_table(relax, self._target)
             self._known[key] = Bundle(relax, table.network, table.workloads)
@@ -71,7 +73,7 @@ class Bundles:
         self, trained: Trained, fraction: float | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The weights as the compiled network takes them: batch norm folded, by parameter name."""
-        folded = fold_batch_norm(self._networks.load(trained, fraction), self._networks.batch)
+        folded = self._folded(self._networks.load(trained, fraction), fraction)
         return {
             f"p_{name.replace('.', '_')}": tensor.detach().numpy()
             for name, tensor in folded.named_parameters()
@@ -79,3 +81,9 @@ class Bundles:
             f"b_{name.replace('.', '_')}": tensor.detach().numpy()
             for name, tensor in folded.named_buffers()
         }
+
+    def _folded(self, model: nn.Module, fraction: float | None) -> nn.Module:
+        image = self._networks.batch
+        if fraction not in self._pairs:
+            self._pairs[fraction] = fold_pairs(model, image)
+        return fold_batch_norm(model, image, self._pairs[fraction])

@@ -1,7 +1,8 @@
 """The cost model: TVM's XGBoost model, trained anew from records at the start of each round.
 
-TVM's own model is trained as it goes, so that its state depends on the order of what happened in the
-process. Here the features of every record are kept, and the booster is a function of the records alone.
+TVM's own model is trained as it goes, so that its state depends on the order of what happened in
+the process. Here the features of every record are kept, and the booster is a function of the
+records alone.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ class RecordModel:
 
     def add(self, context: ms.TuneContext, programs: list[tuple[str, Schedule]]) -> None:
         """Extract and keep the features of programs of the context's task."""
-        candidates = [
-            ms.MeasureCandidate(schedule, args_info=[]) for _, schedule in programs
-        ]
+        candidates = [ms.MeasureCandidate(schedule, args_info=[]) for _, schedule in programs]
         extracted = self._extractor.extract_from(context, candidates)
         for (program_id, _), features in zip(programs, extracted, strict=True):
             self._features[program_id] = features.numpy().astype("float32")

@@ -40,9 +40,12 @@ class NetworkLibraries:
     def build(self, trained: Trained, fraction: float | None = None) -> tuple[Path, str]:
         """The network's library with the fastest programs stored now, and its content key.
 
+        No program goes into it whose output was not compared with the untuned one's.
+
         Raises ``UserError`` when it does not build in ``tune.model_build_timeout_s``.
         """
         bundle = self._bundles.of_structure(trained.structure, fraction)
+        self._tuner.check_fastest(bundle)
         stored = self._tuner.stored(bundle)
         programs = []
         identities = []

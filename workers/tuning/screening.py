@@ -42,7 +42,7 @@ class Screener:
         self._working = working
 
     def screen(self, work: ScreenWork) -> Screened:
-        """Transplant, build, check and measure every program that the candidate changes."""
+        """Transplant, build and measure every program that the candidate changes."""
         began, device_s = time.monotonic(), self._gauge.device_s
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
@@ -60,8 +60,10 @@ class Screener:
             trials = self._transplants(workload, parents[parent_id])
             known = {program.program_id for program in own[task_id]}
             trials = [trial for trial in trials if trial.program_id not in known]
-            libraries = self._trials.build(trials).result()
-            self._trials.measure(workload, trials, libraries, work.key)
+            if trials:
+                self._measure(
+                    parent.workloads[parent_id], parents[parent_id], workload, trials, work
+                )
         self._gauge.release()
         tuned = self._tuner.summary(
             bundle,
@@ -71,6 +73,22 @@ class Screener:
             wall_s=time.monotonic() - began,
         )
         return self._verdict(work, parent, parents, bundle, tuned)
+
+    def _measure(
+        self,
+        origin: Workload,
+        programs: list[Program],
+        workload: Workload,
+        trials: list[Trial],
+        work: ScreenWork,
+    ) -> None:
+        """Measure transplants beside the program they were taken from."""
+        taken = next(program for program in programs if program.program_id == trials[0].parent)
+        schedule = self._space.replay(origin.module, taken.trace)
+        again = Trial(taken.program_id, taken.trace, schedule, taken.source)
+        beside, *libraries = self._trials.build([again, *trials]).result()
+        self._trials.measure(workload, trials, libraries, work.key, beside=beside)
+        beside.path.unlink(missing_ok=True)
 
     def _transplants(self, workload: Workload, programs: list[Program]) -> list[Trial]:
         """Variants of the parent's fastest program; where its vector factor does not divide the new
@@ -101,8 +119,8 @@ class Screener:
                 ]
         return []
 
-    @staticmethod
     def _verdict(
+        self,
         work: ScreenWork,
         parent: Bundle,
         parents: dict[str, list[Program]],
@@ -113,6 +131,11 @@ class Screener:
             task_latency(task_id, programs).latency_ms * parent.table.weight(task_id)
             for task_id, programs in parents.items()
         )
+        own = self._tuner.stored(bundle)
+        candidate_ms = sum(
+            self._on_the_parents_basis(own[task_id], parents) * bundle.table.weight(task_id)
+            for task_id in bundle.task_ids
+        )
         missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
         names = [bundle.workloads[task_id].task.name for task_id in missing]
         return Screened(
@@ -120,8 +143,20 @@ class Screener:
             tuned=tuned,
             refused=f"no transplant of {', '.join(names)} runs" if names else "",
             parent_ms=parent_ms,
-            candidate_ms=tuned.sum_ms,
+            candidate_ms=candidate_ms,
         )
+
+    @staticmethod
+    def _on_the_parents_basis(programs: list[Program], parents: dict[str, list[Program]]) -> float:
+        """Latency of a task's fastest program, in ms; of a transplant, its origin's as it was
+        measured for the parent times the ratio of the two measured side by side."""
+        best = fastest(programs)
+        if best is None:
+            return 0.0
+        origins = [p for found in parents.values() for p in found if p.program_id == best.parent]
+        if best.beside_ms is None or not origins:
+            return best.latency_ms
+        return origins[0].latency_ms * best.latency_ms / best.beside_ms
 
 
 def _origins(parent: Bundle, bundle: Bundle) -> dict[str, str]:

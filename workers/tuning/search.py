@@ -1,8 +1,8 @@
 """One round of search: from what was measured of a task to the programs to measure next.
 
-A round is a function of its arguments: the same records, seed and cost model give the same programs.
-A run that was killed in the middle of a round therefore finds the same programs again, and measures
-only those it has no measurement of.
+A round is a function of its arguments: the same records, seed and cost model give the same
+programs. A run that was killed in the middle of a round therefore finds the same programs again,
+and measures only those it has no measurement of.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Search:
                 init_min_unmeasured=min(16, self._population_size // 2),
             ),
             task_name=task_id[:12],
-            rand_state=1 + (seed + int(hashlib.sha256(task_id.encode()).hexdigest()[:8], 16)) % (2**31 - 2),
+            rand_state=1
+            + (seed + int(hashlib.sha256(task_id.encode()).hexdigest()[:8], 16)) % (2**31 - 2),
             num_threads=1,
             logger=_LOGGER,
         )

@@ -1,7 +1,7 @@
 """Building, checking and measuring programs, and storing what came of it.
 
-One trial is one program that was built and measured, or failed at it. Each is stored the moment it is
-known, so that a run that is killed repeats none.
+One trial is one program that was built and measured, or failed at it. Each is stored the moment it
+is known, so that a run that is killed repeats none.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,46 +88,62 @@ class Trials:
         libraries: Sequence[Library],
         batch: str,
         *,
-        check: bool = True,
+        beside: Library | None = None,
     ) -> list[Program]:
-        """Measure and store. Of transplants each one's outputs are checked first, unless the caller
-        does so (``check``).
+        """Measure each program and store it at once. Outputs are not compared here: see ``check``.
 
-        A program that computes something else than the untuned one is stored as failed.
+        ``beside`` is a library measured first, on the same stretch: what drifts on the device
+        between two stretches cancels out of the programs' ratios to it.
         """
-        transplants = [trial for trial in trials if trial.source == "transplant"]
-        checked = self.check(workload, transplants) if check else {}
         programs = []
-        for trial, library in zip(trials, libraries, strict=True):
-            program = self._one(workload, trial, library, batch, checked.get(trial.program_id))
-            self._table.add_programs([program])
-            programs.append(program)
-            library.path.unlink(missing_ok=True)
+        with self._gauge.alone() if trials else nullcontext():
+            beside_ms = self._beside_ms(beside, batch, workload) if trials else None
+            for trial, library in zip(trials, libraries, strict=True):
+                program = self._one(workload, trial, library, batch, beside_ms)
+                self._table.add_programs([program])
+                programs.append(program)
+                library.path.unlink(missing_ok=True)
         return programs
 
-    def check(self, workload: Workload, trials: Sequence[Trial]) -> dict[str, float | str]:
-        """Largest difference of each program's output from the untuned one's, or why it is wrong."""
-        if not trials:
-            return {}
-        reference = self._untuned_library(workload)
-        if reference.error:
-            return {trial.program_id: f"untuned: {reference.error}" for trial in trials}
-        jobs = [
-            BuildJob(str(save_json(trial.schedule.mod)), self._new_path("whole"), "whole")
-            for trial in trials
-        ]
-        libraries = self._thread.submit(
-            self._builder.build, jobs, self._config.build_timeout_s
-        ).result()
-        verdicts: dict[str, float | str] = {}
-        for trial, library in zip(trials, libraries, strict=True):
-            verdicts[trial.program_id] = self._verdict(trial, reference, library)
+    def check(self, suspects: Sequence[tuple[Workload, Program]]) -> list[Program]:
+        """Compare programs with the untuned ones on random inputs; store and return the verdicts.
+
+        A program that computes something else, or does not run with its weights packed inside,
+        comes back without its measurement and with the reason.
+        """
+        schedules = [self._space.replay(w.module, p.trace) for w, p in suspects]
+        texts = [str(save_json(schedule.mod)) for schedule in schedules]
+        # one that did not build (the builder may have been replaced) is built again
+        there = {task_id for task_id, library in self._untuned.items() if not library.error}
+        new = {w.task.task_id: w for w, _ in suspects if w.task.task_id not in there}
+        texts += [str(save_json(workload.module)) for workload in new.values()]
+        jobs = [BuildJob(text, self._new_path("whole"), "whole") for text in texts]
+        built = self._thread.submit(self._builder.build, jobs, self._config.build_timeout_s)
+        libraries = built.result()
+        self._untuned |= dict(zip(new, libraries[len(suspects) :], strict=True))
+        checked = []
+        for (workload, program), library in zip(suspects, libraries[: len(suspects)], strict=True):
+            verdict = self._verdict(program, self._untuned[workload.task.task_id], library)
+            update: dict[str, object] = {"measurement": None, "error": verdict}
+            if isinstance(verdict, float):
+                update = {"max_abs_error": verdict}
+            checked.append(program.model_copy(update=update))
+            self._table.record_check(checked[-1])
             library.path.unlink(missing_ok=True)
-        return verdicts
+        return checked
 
     def close(self) -> None:
-        """Wait for the build in flight."""
+        """Start no more builds; the one in flight ends with the builder."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _beside_ms(self, beside: Library | None, batch: str, workload: Workload) -> float | None:
+        if beside is None or beside.error:
+            return None
+        try:
+            key = f"beside:{batch}:{workload.task.task_id}"
+            return self._gauge.measure(key, beside).latency_ms
+        except ProgramFailed:
+            return None
 
     def _one(
         self,
@@ -134,10 +151,9 @@ class Trials:
         trial: Trial,
         library: Library,
         batch: str,
-        verdict: float | str | None,
+        beside_ms: float | None,
     ) -> Program:
-        error = library.error or (verdict if isinstance(verdict, str) else "")
-        measurement = None
+        error, measurement = library.error, None
         if not error:
             try:
                 measurement = self._gauge.measure(trial.program_id, library)
@@ -159,32 +175,26 @@ class Trials:
             parent=trial.parent,
             batch=batch,
             lineage_trials=trial.lineage_trials,
+            beside_ms=beside_ms,
             measurement=measurement,
             error=error,
-            max_abs_error=verdict if isinstance(verdict, float) else None,
         )
 
-    def _verdict(self, trial: Trial, reference: Library, library: Library) -> float | str:
-        if library.error:
-            return library.error
+    def _verdict(self, program: Program, reference: Library, library: Library) -> float | str:
+        """The largest difference of the outputs, or what is wrong."""
+        for name, built in (("the untuned program", reference), ("the program", library)):
+            if built.error:
+                return f"{name} did not build for the comparison: {built.error}"
         try:
-            check = self._gauge.check(f"check:{trial.program_id}", reference, library)
+            check = self._gauge.check(f"check:{program.program_id}", reference, library)
         except ProgramFailed as failure:
-            return str(failure)
+            return f"the comparison with the untuned program failed: {failure}"
         if not check.max_abs_error <= _TOLERANCE * max(1.0, check.max_abs_output):
             return (
                 f"wrong result: differs by {check.max_abs_error:g} from the untuned program, whose "
                 f"largest output is {check.max_abs_output:g}"
             )
         return check.max_abs_error
-
-    def _untuned_library(self, workload: Workload) -> Library:
-        task_id = workload.task.task_id
-        if task_id not in self._untuned:
-            job = BuildJob(str(save_json(workload.module)), self._new_path("untuned"), "whole")
-            future = self._thread.submit(self._builder.build, [job], self._config.build_timeout_s)
-            self._untuned[task_id] = future.result()[0]
-        return self._untuned[task_id]
 
     def _new_path(self, kind: str) -> Path:
         with self._serial_lock:

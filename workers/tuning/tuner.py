@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.s_tir.meta_schedule import CostModel
@@ -74,7 +74,7 @@ class Tuner:
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
         self._rounds(work, bundle)
-        self._check_fastest(bundle)
+        self.check_fastest(bundle)
         return self.summary(
             bundle,
             measured=counts.measured - measured,
@@ -91,9 +91,7 @@ class Tuner:
         return Tuned(
             device_model=self._gauge.device_model,
             table=bundle.table,
-            latencies=tuple(
-                task_latency(task_id, stored[task_id]) for task_id in bundle.task_ids
-            ),
+            latencies=tuple(task_latency(task_id, stored[task_id]) for task_id in bundle.task_ids),
             measured_programs=measured,
             failed_programs=failed,
             device_s=device_s,
@@ -132,10 +130,10 @@ class Tuner:
                 count = min(self._config.round_size, remaining[task_id])
                 batch = f"{prefix}{task_id[:16]}/{number}"
                 following = self._start(bundle, task_id, known, done, batch, count)
-                remaining[task_id] -= count
                 if following is None:
                     remaining[task_id] = 0  # the design space holds no more
                     continue
+                remaining[task_id] -= len(following.trials)  # a round may find fewer
                 if in_flight is not None:
                     self._finish(in_flight, known, done)
                 in_flight = following
@@ -211,27 +209,26 @@ class Tuner:
             records[task_id] = {p.program_id: p.latency_ms for p in programs}
         return self._model.fitted(records, self._seed)
 
-    def _check_fastest(self, bundle: Bundle) -> None:
-        """Compare each task's fastest program with the untuned one; a wrong one fails."""
-        for task_id, programs in self.stored(bundle).items():
-            workload = bundle.workloads[task_id]
-            while (best := fastest(programs)) is not None and best.max_abs_error is None:
-                schedule = self.space.replay(workload.module, best.trace)
-                trial = Trial(best.program_id, best.trace, schedule, best.source)
-                verdict = self._trials.check(workload, [trial])[best.program_id]
-                update = (
-                    {"max_abs_error": verdict}
-                    if isinstance(verdict, float)
-                    else {"measurement": None, "error": verdict}
-                )
-                checked = best.model_copy(update=update)
-                self._table.record_check(checked)
-                programs = [checked if p.program_id == best.program_id else p for p in programs]
+    def check_fastest(self, bundle: Bundle) -> None:
+        """Compare each task's fastest program with the untuned one, until it is a right one."""
+        stored = self.stored(bundle)
+        while True:
+            best = {task_id: fastest(programs) for task_id, programs in stored.items()}
+            suspects = [
+                (bundle.workloads[task_id], program)
+                for task_id, program in best.items()
+                if program is not None and program.max_abs_error is None
+            ]
+            if not suspects:
+                break
+            for checked in self._trials.check(suspects):
+                stored[checked.task_id] = [
+                    checked if program.program_id == checked.program_id else program
+                    for program in stored[checked.task_id]
+                ]
         self._gauge.release()
 
-    def _measure_untuned(
-        self, workload: Workload, done: dict[str, Program], prefix: str
-    ) -> None:
+    def _measure_untuned(self, workload: Workload, done: dict[str, Program], prefix: str) -> None:
         """A task none of whose programs ran is measured as the compiler leaves it."""
         identity = program_id(workload.task.task_id, _UNTUNED)
         if identity in done:

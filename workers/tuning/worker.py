@@ -1,7 +1,7 @@
 """The tuning worker: everything of one target that needs the compiler or the device.
 
-Holds the warm processes (builder, gauge), the target's device and the imported networks for as long as
-the run lasts, and turns units of work into outcomes.
+Holds the warm processes (builder, gauge), the target's device and the imported networks for as long
+as the run lasts, and turns units of work into outcomes.
 """
 
 from __future__ import annotations

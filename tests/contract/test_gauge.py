@@ -1,0 +1,221 @@
+"""One contract for a device, for a device that is recorded, and for the recording."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, te
+from tvm.target import Target
+
+from schemas.config import MeasureConfig, TargetConfig
+from workers.compiling.builder import Library
+from workers.errors import UserError
+from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed
+from workers.measuring.recording import RecordingGauge, ReplayGauge
+from workers.measuring.setup import Device, open_device
+
+CONFIG = MeasureConfig(
+    program_repeats=3,
+    program_min_repeat_ms=1,
+    model_repeats=4,
+    model_min_repeat_ms=1,
+    answer_timeout_s=4.0,
+)
+LLVM = {"kind": "llvm", "num-cores": 1}
+SIZE = 1024
+SHAPE = (2, 3, 4, 4)
+IMAGES = np.random.default_rng(0).standard_normal((6, *SHAPE[1:])).astype("float32")
+
+
+@dataclass(frozen=True)
+class Libraries:
+    add: Library
+    add_again: Library
+    add_one_more: Library
+    crash: Library
+    hang: Library
+    double: Path
+    triple: Path
+
+
+def program(path: Path, more: float) -> Library:
+    a, b = (te.placeholder((SIZE,), name=name) for name in "ab")
+    function = te.create_prim_func(
+        [a, b, te.compute((SIZE,), lambda i: a[i] + b[i] + more, name="c")]
+    )
+    return exported(path, function, 3)
+
+
+def external(path: Path, name: str, argument: int) -> Library:
+    a = te.placeholder((SIZE,), name="a")
+    call = tvm.tirx.Evaluate(tvm.tirx.call_extern("int32", name, argument))
+    c = te.extern((SIZE,), [a], lambda inputs, outputs: call, name="c")
+    return exported(path, te.create_prim_func([a, c]), 2)
+
+
+def exported(path: Path, function: tvm.tirx.PrimFunc, arguments: int) -> Library:
+    built = tvm.compile(function.with_attr("global_symbol", "main"), target=Target(LLVM))
+    built.export_library(str(path))
+    return Library(path, (("float32", (SIZE,)),) * arguments)
+
+
+def network(path: Path, factor: float) -> Path:
+    """(2, 3, 4, 4) -> (2, 48), every number times ``factor``."""
+    block = relax.BlockBuilder()
+    image = relax.Var("image", relax.TensorType(SHAPE, "float32"))
+    with block.function("main", [image]):
+        with block.dataflow():
+            scaled = block.emit(relax.op.multiply(image, relax.const(factor, "float32")))
+            logits = block.emit(relax.op.reshape(scaled, (2, 48)))
+            output = block.emit_output(relax.Tuple([logits]))
+        block.emit_func_output(output)
+    tvm.compile(block.get(), target=Target(LLVM)).export_library(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    folder = tmp_path_factory.mktemp("libraries")
+    return Libraries(
+        program(folder / "add.so", 0.0),
+        program(folder / "add_again.so", 0.0),
+        program(folder / "add_one_more.so", 1.0),
+        external(folder / "crash.so", "raise", 11),
+        external(folder / "hang.so", "sleep", 60),
+        network(folder / "double.so", 2.0),
+        network(folder / "triple.so", 3.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    folder = tmp_path_factory.mktemp("device")
+    (folder / "scratch").mkdir()
+    target = TargetConfig(tvm_target=LLVM)
+    opened = open_device(target, CONFIG, folder / "locks", folder / "scratch")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def recording(
+    device: Device, libraries: Libraries, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A recording of every question of this module."""
+    path = tmp_path_factory.mktemp("recording") / "device.jsonl"
+    gauge = RecordingGauge(device.gauge, path)
+    gauge.measure("add", libraries.add)
+    for ask in (libraries.crash, libraries.hang):
+        with pytest.raises(ProgramFailed):
+            gauge.measure(ask.path.stem, ask)
+    gauge.check("equal", libraries.add, libraries.add_again)
+    gauge.check("wrong", libraries.add, libraries.add_one_more)
+    gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
+    gauge.run("run", libraries.triple, IMAGES, 2)
+    gauge.release()
+    return path
+
+
+@pytest.fixture(params=["device", "recorded", "replay"])
+def gauge(request: pytest.FixtureRequest, tmp_path: Path) -> Gauge:
+    if request.param == "replay":
+        return ReplayGauge(request.getfixturevalue("recording"))
+    real: Gauge = request.getfixturevalue("device").gauge
+    return real if request.param == "device" else RecordingGauge(real, tmp_path / "device.jsonl")
+
+
+def kind(gauge: Gauge) -> str:
+    return "replay" if isinstance(gauge, ReplayGauge) else "local"
+
+
+def test_the_device_model_is_the_devices(gauge: Gauge, device: Device) -> None:
+    assert gauge.device_model == device.gauge.device_model != ""
+
+
+def test_a_measurement_says_where_it_is_from(gauge: Gauge, libraries: Libraries) -> None:
+    found = gauge.measure("add", libraries.add)
+    assert len(found.run_ms) == CONFIG.program_repeats
+    assert all(0 < milliseconds < 10 for milliseconds in found.run_ms)
+    assert found.device_kind == kind(gauge)
+    assert found.device != "" and found.threads >= 1 and found.measured_at > 1.6e9
+
+
+@pytest.mark.parametrize("name", ["crash", "hang"])
+def test_a_program_that_does_not_run_fails_alone(
+    gauge: Gauge, libraries: Libraries, name: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(ProgramFailed):
+        gauge.measure(name, getattr(libraries, name))
+    assert gauge.measure("add", libraries.add).run_ms
+    assert time.monotonic() - began < 30
+
+
+def test_outputs_are_compared(gauge: Gauge, libraries: Libraries) -> None:
+    equal = gauge.check("equal", libraries.add, libraries.add_again)
+    assert equal.max_abs_error == 0.0 and 1 < equal.max_abs_output < 20
+    wrong = gauge.check("wrong", libraries.add, libraries.add_one_more)
+    assert wrong == OutputCheck(pytest.approx(1.0, abs=1e-5), equal.max_abs_output)
+
+
+def test_a_comparison_is_paired(gauge: Gauge, libraries: Libraries) -> None:
+    found = gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
+    assert len(found.reference_ms) == len(found.candidate_ms) == CONFIG.model_repeats
+    assert min(found.reference_ms + found.candidate_ms) > 0
+    assert found.reference.run_ms == found.reference_ms
+    assert found.candidate.run_ms == found.candidate_ms
+    assert {found.reference.device_kind, found.candidate.device_kind} == {kind(gauge)}
+    assert found.reference.device == found.candidate.device
+    assert found.reference.canary_ratio is not None
+
+
+def test_logits_come_in_the_order_of_the_images(gauge: Gauge, libraries: Libraries) -> None:
+    logits = gauge.run("run", libraries.triple, IMAGES, 2)
+    assert logits.dtype == np.float32
+    assert np.array_equal(logits, (3 * IMAGES).reshape(6, 48))
+
+
+def test_a_released_device_answers_again(gauge: Gauge, libraries: Libraries) -> None:
+    gauge.release()
+    gauge.release()
+    assert gauge.measure("add", libraries.add).run_ms
+    gauge.release()
+
+
+def test_device_time_is_counted_where_there_is_a_device(gauge: Gauge, libraries: Libraries) -> None:
+    before = gauge.device_s
+    gauge.measure("add", libraries.add)
+    assert (gauge.device_s > before) == (kind(gauge) == "local")
+
+
+def test_a_missing_answer_is_the_users_error(recording: Path, libraries: Libraries) -> None:
+    gauge = ReplayGauge(recording)
+    with pytest.raises(UserError, match="has no answer to other; record anew"):
+        gauge.measure("other", libraries.add)
+    with pytest.raises(UserError, match="has no answer to other"):
+        gauge.compare("other", libraries.double, libraries.triple, SHAPE)
+
+
+def test_a_canary_that_loses_the_session_costs_no_comparison(
+    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauge = device.gauge
+    gauge.release()
+    call = gauge._process.call  # type: ignore[attr-defined]
+
+    def lose(method: str, *values: object, **more: object) -> object:
+        if method == "canary":
+            gauge._process.stop()  # type: ignore[attr-defined]
+        return call(method, *values, **more)
+
+    monkeypatch.setattr(gauge._process, "call", lose)  # type: ignore[attr-defined]
+    found = gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
+    assert found.reference.device != ""
+    monkeypatch.undo()
+    assert gauge.measure("add", libraries.add).run_ms

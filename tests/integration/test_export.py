@@ -1,0 +1,188 @@
+"""From a trained network to artefacts that run: prepare, tune, prune, export, load elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+import tuning_world
+from tuning_world import Table, tune_work
+from tvm.s_tir import meta_schedule as ms
+
+from schemas.base import Schema
+from schemas.network import Structure, Trained
+from schemas.work import (
+    Exported,
+    ExportWork,
+    FineTuned,
+    FineTuneWork,
+    Prepared,
+    PrepareWork,
+    Tuned,
+)
+from workers.artifacts import ArtifactStore
+from workers.export.loading import load_pruned, read_description
+from workers.jobs import TrainingJobs
+from workers.networks import Networks
+from workers.training.images import batches
+from workers.tuning.worker import TuningWorker
+
+Kind = TypeVar("Kind", bound=Schema)
+WIDTHS = {"layer2.0.conv1": 8}
+TRAIN = {"epochs": 1}
+
+
+@dataclass(frozen=True)
+class Finished:
+    run_dir: Path
+    networks: Networks
+    dense: Trained
+    final: Trained
+    tuned: Tuned
+    exported: Exported
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / "export" / tuning_world.TARGET
+
+    def path(self, what: str) -> Path:
+        return self.run_dir / self.exported.artifacts[what]
+
+    def test_images(self, count: int) -> torch.Tensor:
+        test = self.networks.splits.test
+        return next(batches(test, count, torch.arange(count)))[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    run_dir = tmp_path_factory.mktemp("run")
+    context = tuning_world.context(run_dir, train=TRAIN)
+    networks = Networks(context.config, ArtifactStore(context.artifacts))
+    jobs = TrainingJobs(networks, threads=1)
+    prepared = as_kind(Prepared, jobs.run(PrepareWork()))
+    pruning = FineTuneWork(
+        parent=prepared.dense, structure=Structure(widths=WIDTHS), epochs=0, learning_rate=0.01
+    )
+    final = as_kind(FineTuned, jobs.run(pruning)).network
+    worker = TuningWorker(context, tuning_world.TARGET, Table())
+    try:
+        tuned = as_kind(Tuned, worker.run(tune_work(2, network=final)))
+        work = ExportWork(target=tuning_world.TARGET, dense=prepared.dense, final=final)
+        exported = as_kind(Exported, worker.run(work))
+    finally:
+        worker.close()
+    yield Finished(run_dir, networks, prepared.dense, final, tuned, exported)
+
+
+def as_kind(kind: type[Kind], outcome: object) -> Kind:
+    assert isinstance(outcome, kind)
+    return outcome
+
+
+def test_every_task_has_its_trials(finished: Finished) -> None:
+    for entry in finished.tuned.latencies:
+        assert entry.trials >= 1 and entry.program_id is not None and entry.latency_ms > 0
+    layers = [entry for entry in finished.tuned.latencies if entry.channel_tiles]
+    assert {entry.trials for entry in layers} == {2}
+
+
+def test_the_artefacts_are_there(finished: Finished) -> None:
+    assert set(finished.exported.artifacts) == {
+        "weights",
+        "structure",
+        "exported_program",
+        "onnx",
+        "library",
+        "tuning_workloads",
+        "tuning_records",
+    }
+    for what, name in finished.exported.artifacts.items():
+        assert not Path(name).is_absolute()
+        assert finished.path(what).stat().st_size > 0
+    assert list(finished.run_dir.rglob("building-*")) == []
+    assert not (finished.run_dir / "scratch" / tuning_world.TARGET).exists()
+
+
+def test_the_pruned_network_comes_back(finished: Finished) -> None:
+    back = load_pruned(finished.folder)
+    wanted = finished.networks.load(finished.final)
+    assert back.get_submodule("layer2.0.conv1").weight.shape[0] == 8
+    state = wanted.state_dict()
+    assert back.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in back.state_dict().items())
+    images = finished.test_images(4)
+    with torch.no_grad():
+        assert torch.equal(back(images), wanted(images))
+
+
+def test_the_librarys_outputs_are_torchs(finished: Finished) -> None:
+    exported = finished.exported
+    assert exported.max_abs_output > 0
+    assert exported.max_abs_difference < 1e-4 * exported.max_abs_output
+    assert exported.checked_images == 32
+
+
+def test_both_networks_are_measured_and_judged(finished: Finished) -> None:
+    exported = finished.exported
+    for judged, trained in ((exported.dense, finished.dense), (exported.final, finished.final)):
+        assert judged.latency.latency_ms > 0 and judged.latency.device_kind == "local"
+        assert judged.val_accuracy == trained.val_accuracy and 0 < judged.test_accuracy <= 1
+        assert judged.info == trained.info
+    assert exported.final.info.macs < exported.dense.info.macs
+    ratios = [
+        before / after
+        for before, after in zip(
+            exported.dense.latency.run_ms, exported.final.latency.run_ms, strict=True
+        )
+    ]
+    assert list(exported.speedup_ratios) == pytest.approx(ratios)
+    assert exported.final_tuned.latencies == finished.tuned.latencies
+
+
+def test_the_tuning_records_open_as_a_database(finished: Finished) -> None:
+    database = ms.database.JSONDatabase(
+        path_workload=str(finished.path("tuning_workloads")),
+        path_tuning_record=str(finished.path("tuning_records")),
+    )
+    records = database.get_all_tuning_records()
+    assert len(records) == len(finished.tuned.latencies)
+    times = sorted(1000 * float(np.median([float(s) for s in r.run_secs])) for r in records)
+    assert times == pytest.approx(sorted(e.latency_ms for e in finished.tuned.latencies))
+
+
+def test_the_library_runs_in_a_process_of_its_own(finished: Finished, tmp_path: Path) -> None:
+    """TVM's runtime and the exported folder are all it takes."""
+    images = finished.test_images(3)
+    with torch.no_grad():
+        expected = load_pruned(finished.folder)(images).numpy()
+    np.save(tmp_path / "images.npy", images.numpy())
+    script = f"""
+import json, numpy, tvm
+from tvm.runtime.vm import VirtualMachine
+machine = VirtualMachine(tvm.runtime.load_module({str(finished.path("library"))!r}), tvm.cpu())
+images = numpy.load({str(tmp_path / "images.npy")!r})
+outputs = [machine["main"](tvm.runtime.tensor(image[None], tvm.cpu()))[0] for image in images]
+print(json.dumps([output.numpy()[0].tolist() for output in outputs]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    logits = np.array(json.loads(done.stdout.splitlines()[-1]))
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+    assert list(logits.argmax(1)) == list(expected.argmax(1))
+
+
+def test_the_description_says_what_a_user_needs(finished: Finished) -> None:
+    description = read_description(finished.folder)
+    assert description["structure"] == {"widths": WIDTHS}
+    assert description["input"]["shape"] == [1, 1, 16, 16]
+    assert len(description["class_names"]) == 10

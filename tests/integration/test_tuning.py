@@ -1,0 +1,281 @@
+"""Tuning a tiny network on a real local device: budgets, records, restarts, warm processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tuning_world
+from tuning_world import Table, network, restarted, tune_work
+
+from schemas.table import Program
+from schemas.work import Tuned
+from workers.measuring.gauge import OutputCheck
+from workers.tuning.search import Search
+from workers.tuning.tuner import Tuner
+from workers.tuning.worker import TuningWorker
+
+ROOT = Path(__file__).parents[2]
+FIRST, SECOND = "conv1", "layer2.0.conv1"
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture(scope="module")
+def worker(table: Table, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuningWorker]:
+    started = tuning_world.worker(tmp_path_factory.mktemp("run"), table)
+    yield started
+    started.close()
+
+
+@pytest.fixture(autouse=True)
+def empty_table(table: Table) -> None:
+    table.forget()
+
+
+@pytest.fixture
+def tuner(worker: TuningWorker) -> Tuner:
+    return restarted(worker)
+
+
+@pytest.fixture
+def asked(worker: TuningWorker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The programs the device was asked to measure."""
+    gauge, keys = worker._device.gauge, []
+    measure = gauge.measure
+    monkeypatch.setattr(gauge, "measure", lambda key, lib: keys.append(key) or measure(key, lib))
+    return keys
+
+
+@pytest.fixture
+def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], list[str]]:
+    """What each round proposed: by task and number of its programs known before."""
+    rounds: dict[tuple[str, int], list[str]] = {}
+    original = Search.propose
+
+    def propose(
+        self: Search, task_id: str, module: Any, measured: list[Program], *rest: Any
+    ) -> Any:
+        found = original(self, task_id, module, measured, *rest)
+        ids = [proposal.program_id for proposal in found]
+        assert rounds.setdefault((task_id, len(measured)), ids) == ids, "a round changed its mind"
+        return found
+
+    monkeypatch.setattr(Search, "propose", propose)
+    return rounds
+
+
+def task_of(tuned: Tuned, module: str) -> str:
+    (found,) = [s.task_id for s in tuned.table.subgraphs if s.module == module]
+    return found
+
+
+def trials(table: Table, tuned: Tuned) -> dict[str, int]:
+    """Programs stored, by the first module of their task."""
+    counts = Counter(program.task_id for program in table.all_programs())
+    return {tuned.table.modules(task_id)[0]: count for task_id, count in counts.items()}
+
+
+def same_task(one: Program, other: Program) -> bool:
+    return one.task_id == other.task_id
+
+
+def test_budgets_are_exact_and_the_fastest_is_checked(
+    tuner: Tuner, table: Table, asked: list[str]
+) -> None:
+    work = tune_work(3, FIRST, SECOND, trials={SECOND: 5, "fc": 9})
+    tuned = tuner.tune(work)
+    assert trials(table, tuned) == {FIRST: 3, SECOND: 5}
+    assert tuned.measured_programs + tuned.failed_programs == 8
+    assert len(set(asked)) == len(asked) <= 8
+    ran = {p.program_id: p for p in table.all_programs() if p.measurement}
+    for module, wanted in ((FIRST, 3), (SECOND, 5)):
+        entry = tuned.latency(task_of(tuned, module))
+        assert (entry.trials, entry.lineage_trials) == (wanted, wanted)
+        assert entry.program_id is not None and entry.latency_ms > 0
+        assert entry.vector_factors[0] == entry.channel_tiles[-1]
+        best = ran[entry.program_id]
+        assert entry.latency_ms == best.latency_ms
+        assert best.max_abs_error is not None and best.max_abs_error < 1e-4
+        assert all(best.latency_ms <= p.latency_ms for p in ran.values() if same_task(p, best))
+    assert tuned.latency(task_of(tuned, "fc")).program_id is None
+    assert tuned.device_s > 0 and tuned.device_model == table.all_programs()[0].device_model
+    assert all(program.batch.startswith(f"{work.key}/") for program in table.all_programs())
+
+
+def test_the_same_work_again_measures_nothing_and_a_larger_one_the_difference(
+    worker: TuningWorker, table: Table, asked: list[str]
+) -> None:
+    work = tune_work(2, FIRST)
+    first = restarted(worker).tune(work)
+    stored, count = table.all_programs(), len(asked)
+    for same in (work, tune_work(1, FIRST)):
+        again = restarted(worker).tune(same)
+        assert len(asked) == count and table.all_programs() == stored
+        assert again.latencies == first.latencies and again.table == first.table
+        assert (again.measured_programs, again.failed_programs) == (0, 0)
+    tuned = restarted(worker).tune(tune_work(3, FIRST))
+    assert tuned.measured_programs + tuned.failed_programs == 1
+    assert trials(table, tuned) == {FIRST: 3} and len(set(asked)) == len(asked)
+
+
+def test_added_trials_are_counted_from_what_is_there(
+    worker: TuningWorker, table: Table, asked: list[str]
+) -> None:
+    restarted(worker).tune(tune_work(2, FIRST))
+    more = tune_work(2, FIRST, added_trials=True)
+    tuned = restarted(worker).tune(more)
+    assert trials(table, tuned) == {FIRST: 4}
+    assert restarted(worker).tune(more).latencies == tuned.latencies
+    assert trials(table, tuned) == {FIRST: 4} and len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("stored", [1, 5])
+def test_a_killed_work_goes_on_where_it_was(
+    worker: TuningWorker,
+    table: Table,
+    asked: list[str],
+    proposed: dict[tuple[str, int], list[str]],
+    stored: int,
+) -> None:
+    """``proposed`` asserts that every round proposes after the restart what it did before."""
+
+    def kill(programs: int) -> None:
+        if programs == stored:
+            raise Interrupted
+
+    work = tune_work(4, FIRST, SECOND)
+    table.before_add = kill
+    with pytest.raises(Interrupted):
+        restarted(worker).tune(work)
+    before = table.all_programs()
+    assert len(before) == stored and proposed
+    measured_and_lost = asked[stored:]
+    asked.clear()
+    table.before_add = None
+
+    tuned = restarted(worker).tune(work)
+    assert trials(table, tuned) == {FIRST: 4, SECOND: 4}
+    assert {program.program_id for program in before}.isdisjoint(asked)
+    assert len(set(asked)) == len(asked) and set(measured_and_lost) <= set(asked)
+    assert tuned.measured_programs + tuned.failed_programs == 8 - stored
+    rounds = {program_id for ids in proposed.values() for program_id in ids}
+    assert rounds == {program.program_id for program in table.all_programs()}
+
+
+def test_unchanged_tasks_of_a_pruned_network_keep_their_records(
+    worker: TuningWorker, table: Table, asked: list[str]
+) -> None:
+    dense = restarted(worker).tune(tune_work(2, FIRST, SECOND))
+    count = len(asked)
+    pruned = network(layer2__0__conv1=8)
+    tuned = restarted(worker).tune(tune_work(2, FIRST, SECOND, network=pruned))
+    assert tuned.latency(task_of(tuned, FIRST)) == dense.latency(task_of(dense, FIRST))
+    assert task_of(tuned, SECOND) != task_of(dense, SECOND)
+    assert len(asked) == count + tuned.measured_programs
+    changed = {task_of(tuned, SECOND)}
+    programs = {program.program_id: program for program in table.all_programs()}
+    assert {programs[key].task_id for key in asked[count:]} == changed
+    assert tuned.measured_programs + tuned.failed_programs == 2
+
+
+def test_processes_stay_warm(worker: TuningWorker) -> None:
+    def pids() -> list[int | None]:
+        gauge: Any = worker._device.gauge
+        return [worker._builder._process.pid, gauge._process.pid, gauge._local.local.pid]
+
+    worker.run(tune_work(1, FIRST))
+    before = pids()
+    worker.run(tune_work(1, SECOND))
+    worker.run(tune_work(2, FIRST))
+    assert None not in before and pids() == before
+
+
+def test_a_wrong_program_is_never_the_fastest(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first program whose outputs are compared gives another result."""
+    gauge, compared = worker._device.gauge, []
+    original = gauge.check
+
+    def check(key: str, *libraries: Any) -> OutputCheck:
+        compared.append(key)
+        return OutputCheck(0.5, 1.0) if len(compared) == 1 else original(key, *libraries)
+
+    monkeypatch.setattr(gauge, "check", check)
+    tuned = restarted(worker).tune(tune_work(3, FIRST))
+    condemned = compared[0].removeprefix("check:")
+    (program,) = [p for p in table.all_programs() if p.program_id == condemned]
+    assert program.measurement is None and "wrong result: differs by 0.5" in program.error
+    entry = tuned.latency(task_of(tuned, FIRST))
+    assert entry.program_id not in (None, condemned) and entry.trials == 3
+    (best,) = [p for p in table.all_programs() if p.program_id == entry.program_id]
+    assert best.max_abs_error is not None and len(compared) == 2
+
+
+def test_a_task_none_of_whose_programs_runs_is_measured_as_it_is(
+    tuner: Tuner, table: Table
+) -> None:
+    tuned = tuner.tune(tune_work(0, FIRST))
+    entry = tuned.latency(task_of(tuned, FIRST))
+    assert entry.program_id is not None and entry.latency_ms > 0
+    assert [json.loads(program.trace) for program in table.all_programs()] == [[[], []]]
+
+
+def test_one_lost_build_of_the_untuned_program_condemns_no_other(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker._trials._untuned.clear()
+    build, lost = worker._builder.build, []
+
+    def lose(jobs: Any, timeout_s: float) -> Any:
+        if not lost and any(job.form == "whole" for job in jobs):
+            lost.append(worker._builder._process.pid)
+            worker._builder.close()  # as if it had been killed: every job of the batch is lost
+            return [type(r)(r.path, error="the builder was replaced") for r in build(jobs, 0.001)]
+        return build(jobs, timeout_s)
+
+    monkeypatch.setattr(worker._builder, "build", lose)
+    tuned = restarted(worker).tune(tune_work(3, FIRST))
+    assert lost
+    assert tuned.latency(task_of(tuned, FIRST)).program_id is not None
+    assert sum(program.measurement is None for program in table.all_programs()) <= 1
+
+
+def test_only_the_targets_intrinsics_are_imported() -> None:
+    script = """
+from device_agents.lean_tvm import block_torch
+block_torch()
+import json, sys
+from tvm import te
+from tvm.ir import IRModule
+from workers.compiling.programs import ScheduleSpace
+from workers.tuning.search import Search, target_of
+space = ScheduleSpace(target_of({"kind": "llvm", "num-cores": 2}))
+a = te.placeholder((8, 8), name="a")
+function = te.create_prim_func([a, te.compute((8, 8), lambda i, j: a[i, j] + 1.0, name="c")])
+module = IRModule({"main": function.with_attr("global_symbol", "main")})
+Search(space, 4, 1).context("task", module, 1).generate_design_space()
+name = "tvm.s_tir.tensor_intrin."
+print(json.dumps(sorted(m.removeprefix(name) for m in sys.modules if m.startswith(name))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    names = json.loads(done.stdout.splitlines()[-1])
+    assert "x86" in names
+    assert {"cuda", "rocm", "metal", "arm_cpu", "hexagon"}.isdisjoint(names)

@@ -1,0 +1,169 @@
+"""Jobs in forked children: they crash, hang and raise alone, and none is left behind."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from workers.compiling.forked import run_forked
+
+ROOT = Path(__file__).parents[2]
+Job = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def no_child_left() -> Iterator[None]:
+    before = set(psutil.Process().children(recursive=True))
+    pipes = len(os.listdir("/proc/self/fd"))
+    yield
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert len(os.listdir("/proc/self/fd")) == pipes
+
+
+def run(
+    *jobs: Job,
+    timeout_s: float = 20.0,
+    wait_s: float = 20.0,
+    parallel: int = 2,
+    working: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[dict[str, Any]]:
+    return run_forked(jobs, timeout_s=timeout_s, wait_s=wait_s, parallel=parallel, working=working)
+
+
+def take(seconds: float) -> tuple[float, float]:
+    """When a job that takes so long began and ended."""
+    began = time.monotonic()
+    select.select([], [], [], seconds)
+    return began, time.monotonic()
+
+
+def number(value: int, seconds: float = 0.0) -> Job:
+    return lambda: {"value": value, "span": take(seconds)}
+
+
+def crash() -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {}
+
+
+def hang() -> dict[str, Any]:
+    while True:
+        signal.pause()
+
+
+def fail() -> dict[str, Any]:
+    raise ValueError("first\n\nlast line")
+
+
+def test_results_come_in_the_order_of_the_jobs() -> None:
+    found = run(number(0, 0.2), number(1), number(2), number(3), parallel=3)
+    assert [result["value"] for result in found] == [0, 1, 2, 3]
+    assert found[0]["seconds"] >= 0.2 > found[1]["seconds"]
+
+
+def test_no_jobs_no_results() -> None:
+    assert run() == []
+
+
+def test_a_child_changes_nothing_in_the_parent() -> None:
+    state: list[int] = []
+    found = run(lambda: {"length": state.append(1) or len(state)}, lambda: {"pid": os.getpid()})  # type: ignore[func-returns-value]
+    assert found[0]["length"] == 1 and state == []
+    assert found[1]["pid"] != os.getpid()
+
+
+def test_crash_hang_and_exception_cost_their_own_result_alone() -> None:
+    began = time.monotonic()
+    found = run(crash, hang, fail, lambda: os._exit(3), number(4), timeout_s=1.0, parallel=5)
+    assert time.monotonic() - began < 10
+    assert found[0] == {"error": "crashed with SIGSEGV"}
+    assert found[1] == {"error": "took longer than 1 s"}
+    assert found[2] == {"error": "ValueError: first\nlast line"}
+    assert found[3] == {"error": "ended without a result"}
+    assert found[4]["value"] == 4
+
+
+def test_a_result_that_is_no_json_is_the_jobs_failure() -> None:
+    (found,) = run(lambda: {"value": object()})
+    assert "TypeError" in found["error"]
+
+
+def test_the_time_limit_counts_from_when_the_child_has_the_cores() -> None:
+    gate, opener = os.pipe()
+
+    @contextmanager
+    def cores() -> Iterator[None]:
+        os.read(gate, 1)
+        yield
+
+    timer = threading.Timer(0.6, os.write, (opener, b"12"))
+    timer.start()
+    found = run(number(1), hang, timeout_s=0.4, working=cores)
+    timer.join()
+    os.close(gate)
+    os.close(opener)
+    assert found[0]["value"] == 1
+    assert found[1] == {"error": "took longer than 0.4 s"}
+
+
+def test_waiting_for_the_cores_is_bounded() -> None:
+    @contextmanager
+    def never() -> Iterator[None]:
+        hang()
+        yield
+
+    found = run(number(1), number(2), wait_s=0.2, working=never)
+    assert found == [{"error": "waited longer than 0.2 s for the host's cores"}] * 2
+
+
+def test_cores_that_are_refused_are_the_jobs_failure() -> None:
+    @contextmanager
+    def refused() -> Iterator[None]:
+        raise TimeoutError("held by process 7")
+        yield
+
+    assert run(number(1), working=refused) == [{"error": "TimeoutError: held by process 7"}]
+
+
+def test_no_more_than_so_many_at_once() -> None:
+    found = run(*(number(i, 0.1) for i in range(5)), parallel=2)
+    spans = [result["span"] for result in found]
+    at_once = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
+    assert max(at_once) == 2
+
+
+def test_large_results_come_whole() -> None:
+    texts = ["x" * 3_000_000, "é" * 500_000]
+    found = run(*(lambda text=text: {"text": text} for text in texts))  # type: ignore[misc]
+    assert [result["text"] for result in found] == texts
+
+
+def test_children_end_with_the_process_that_forked_them() -> None:
+    script = (
+        "import os, signal; from contextlib import nullcontext; "
+        "from workers.compiling.forked import run_forked\n"
+        "def hang():\n    print(os.getpid(), flush=True)\n    signal.pause()\n"
+        "run_forked([hang], timeout_s=60, wait_s=60, parallel=1, working=nullcontext)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

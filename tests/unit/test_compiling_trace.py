@@ -1,0 +1,162 @@
+"""Traces as JSON: what is read from them, and which re-splits and transplants they have."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.compiling.trace import (
+    factors_of_loop,
+    resplits,
+    search_part,
+    tiles_of,
+    transplants,
+    with_factors,
+)
+
+HEIGHT, CHANNEL, REDUCTION = 0, 1, 2
+SPATIAL = frozenset({HEIGHT, CHANNEL})
+TILES = {2: [8, 1, 2, 2], 3: [6, 1, 1, 16], 4: [8, 8]}
+
+
+def trace(tiles: dict[int, list[int]] | None = None, max_innermost: int = 64) -> str:
+    """A convolution with height, output channels and a reduction, and its relu."""
+    decisions: dict[int, Any] = {**TILES, **(tiles or {}), 6: [32, 3], 8: 5, 11: 7}
+    instructions = [
+        ["GetSBlock", [], ["conv", "main"], ["b0"]],
+        ["GetLoops", ["b0"], [], ["l0", "l1", "l2"]],
+        ["SamplePerfectTile", ["l0"], [4, max_innermost], ["v0", "v1", "v2", "v3"]],
+        ["SamplePerfectTile", ["l1"], [4, max_innermost], ["v4", "v5", "v6", "v7"]],
+        ["SamplePerfectTile", ["l2"], [2, max_innermost], ["v8", "v9"]],
+        ["GetSBlock", [], ["relu", "main"], ["b1"]],
+        ["SamplePerfectTile", ["m0"], [2, 64], ["v10", "v11"]],
+        ["GetLoops", ["b1"], [], ["m0"]],
+        ["SampleCategorical", [], [[0, 16], [0.5, 0.5]], ["v12"]],
+        ["GetLoops", ["b0"], [], ["n0", "n1", "n2"]],
+        ["EnterPostproc", [], [], []],
+        ["SampleCategorical", [], [[0, 1], [0.5, 0.5]], ["v13"]],
+    ]
+    return json.dumps([instructions, [[index, value] for index, value in decisions.items()]])
+
+
+def factors(text: str) -> dict[int, tuple[int, ...]]:
+    return {tile.loop: tile.factors for tile in tiles_of(text, "conv")}
+
+
+def moved(extents: tuple[int, ...], limit: int = 4, **more: Any) -> list[dict[int, Any]]:
+    """The factors of the transplants of ``trace`` to other extents."""
+    found = transplants(trace(**more), "conv", extents, SPATIAL, limit)
+    return [factors(text) for text in found]
+
+
+def test_tiles_are_those_of_the_block_by_loop() -> None:
+    assert factors(trace()) == {0: (8, 1, 2, 2), 1: (6, 1, 1, 16), 2: (8, 8)}
+    assert [tile.instruction for tile in tiles_of(trace(), "conv")] == [2, 3, 4]
+    assert {tile.max_innermost for tile in tiles_of(trace(), "conv")} == {64}
+    assert tiles_of(trace(), "none") == ()
+
+
+def test_factors_of_one_loop() -> None:
+    assert factors_of_loop(trace(), "conv", CHANNEL) == (6, 1, 1, 16)
+    assert factors_of_loop(trace(), "conv", 7) == ()
+    assert factors_of_loop(trace(), None, 0) == () == factors_of_loop(trace(), "conv", None)
+
+
+def test_the_search_part_ends_before_post_processing() -> None:
+    instructions, decisions = json.loads(search_part(trace()))
+    assert [instruction[0] for instruction in instructions][-1] == "GetLoops"
+    assert len(instructions) == 10
+    assert [index for index, _ in decisions] == [2, 3, 4, 6, 8]
+    assert search_part(search_part(trace())) == search_part(trace())
+
+
+def test_factors_are_replaced_and_nothing_else() -> None:
+    changed = with_factors(trace(), {3: (5, 1, 1, 16)})
+    assert factors(changed) == {**factors(trace()), CHANNEL: (5, 1, 1, 16)}
+    assert with_factors(changed, {3: (6, 1, 1, 16)}) == search_part(trace())
+
+
+splits = st.lists(st.integers(1, 8), min_size=2, max_size=4).map(tuple)
+
+
+def distance(split: tuple[int, ...], old: tuple[int, ...]) -> float:
+    pairs = enumerate(zip(split, old, strict=True), start=1)
+    return sum(level * abs(math.log(a / b)) for level, (a, b) in pairs)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(old=splits, extent=st.integers(1, 240), keep=st.booleans(), limit=st.integers(1, 12))
+def test_resplits(old: tuple[int, ...], extent: int, keep: bool, limit: int) -> None:
+    found = resplits(old, extent, keep_innermost=keep, limit=limit)
+    everything = resplits(old, extent, keep_innermost=keep, limit=10**6)
+    assert found == everything[:limit]
+    assert len(set(everything)) == len(everything)
+    for split in found:
+        assert len(split) == len(old) and math.prod(split) == extent
+        assert all(type(factor) is int and factor >= 1 for factor in split)
+        assert not keep or split[-1] == old[-1]
+    distances = [distance(split, old) for split in everything]
+    assert all(a <= b + 1e-6 for a, b in itertools.pairwise(distances))
+    assert bool(found) == (not keep or extent % old[-1] == 0)
+    if math.prod(old) == extent:
+        assert found[0] == old
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(old=st.tuples(st.integers(1, 64), st.integers(1, 16)), outer=st.integers(1, 64))
+def test_a_reduction_keeps_its_innermost_factor_where_that_divides(
+    old: tuple[int, int], outer: int
+) -> None:
+    first = resplits(old, outer * old[1], keep_innermost=False, limit=1)
+    assert first == [(outer, old[1])]
+
+
+def test_an_equal_workload_keeps_the_trace() -> None:
+    assert transplants(trace(), "conv", (32, 96, 64), SPATIAL, 4) == [search_part(trace())]
+
+
+@pytest.mark.parametrize("width", [16, 32, 48, 64, 80, 112, 160])
+def test_the_vector_factor_stays_at_every_multiple_of_it(width: int) -> None:
+    found = moved((32, width, 64))
+    assert 1 <= len(found) <= 4
+    for tiles in found:
+        assert tiles[CHANNEL][-1] == 16 and math.prod(tiles[CHANNEL]) == width
+        assert tiles[HEIGHT] == (8, 1, 2, 2) and tiles[REDUCTION] == (8, 8)
+    assert found[0][CHANNEL] == (width // 16, 1, 1, 16)
+
+
+@pytest.mark.parametrize(("width", "vector"), [(88, 8), (84, 4), (90, 2), (45, 1), (6, 2)])
+def test_halves_of_the_vector_factor_are_the_last_resort(width: int, vector: int) -> None:
+    found = moved((32, width, 64))
+    assert found and {tiles[CHANNEL][-1] for tiles in found} == {vector}
+
+
+def test_no_transplant_where_no_half_divides() -> None:
+    assert moved((32, 10, 64), tiles={3: [8, 1, 1, 12]}) == []  # 12, 6, 3
+    assert moved((32, 20, 64), tiles={3: [8, 1, 1, 12]}) == []
+
+
+def test_no_transplant_beyond_the_largest_innermost_factor() -> None:
+    assert moved((32, 48, 64), max_innermost=8) == []
+
+
+def test_both_sides_change_together() -> None:
+    found = moved((32, 80, 48), limit=6)
+    assert len(found) == 6
+    assert all(math.prod(t[CHANNEL]) == 80 and math.prod(t[REDUCTION]) == 48 for t in found)
+    assert found[0] == {0: (8, 1, 2, 2), 1: (5, 1, 1, 16), 2: (6, 8)}
+    assert len({tuple(sorted(tiles.items())) for tiles in found}) == 6
+
+
+def test_a_prime_reduction_is_split_though_its_factor_does_not_divide() -> None:
+    assert {math.prod(tiles[REDUCTION]) for tiles in moved((32, 96, 7))} == {7}
+
+
+def test_a_block_without_tiles_is_taken_as_it_is() -> None:
+    assert transplants(trace(), "pool", (5,), SPATIAL, 4) == [search_part(trace())]
