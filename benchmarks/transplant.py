@@ -1,10 +1,11 @@
 """What a transplant is worth: one layer pruned to many widths, against a fresh search for each.
 
-    python benchmarks/transplant.py [--quick] [--seeds N] [--filters N] [--json-only]
+    python benchmarks/transplant.py [--quick] [--seeds N] [--filters N]
 
-For each seed, a convolution (3x3, 64 -> 96 channels, 32x32, bias and relu) is tuned. Its fastest program
-is transplanted to narrower layers, each of which is also searched afresh. All programs are measured on
-this machine through its RPC device, and each transplant's output is compared with the untuned program's.
+For each seed, a convolution (3x3, 64 -> 96 channels, 32x32, bias and relu) is tuned. Its fastest
+program is transplanted to narrower layers, each of which is also searched afresh. All programs are
+measured on this machine through its RPC device, and each transplant's output is compared with the
+untuned program's.
 Ratios are transplant / fresh search; below 1 the transplant is better. The last line is JSON.
 """
 
@@ -124,7 +125,9 @@ class Bench:
         searched = [program for program in programs if program.source == "search"]
         return fastest(searched), time.monotonic() - began
 
-    def transplant(self, parent: Program, bundle: Bundle, limit: int) -> tuple[list[Program], float]:
+    def transplant(
+        self, parent: Program, bundle: Bundle, limit: int
+    ) -> tuple[list[Program], float]:
         """The parent's program on another width: what ran, likeliest first, and seconds taken."""
         began = time.monotonic()
         workload = bundle.workloads[_conv(bundle)]
@@ -223,10 +226,13 @@ def _line(row: Row) -> str:
     def figure(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    ratio = "-" if row.best_ms is None or row.fresh_ms is None else f"{row.best_ms / row.fresh_ms:.2f}"
+    ratio = (
+        "-" if row.best_ms is None or row.fresh_ms is None else f"{row.best_ms / row.fresh_ms:.2f}"
+    )
     tiles = "x".join(str(factor) for factor in row.tiles) or "none fits"
     return (
-        f"{row.seed:>4} {row.filters:>7} {row.ideal_ms:>9.3f} {figure(row.best_ms):>13} {tiles:>14} "
+        f"{row.seed:>4} {row.filters:>7} {row.ideal_ms:>9.3f} {figure(row.best_ms):>13} "
+        f"{tiles:>14} "
         f"{figure(row.first_ms):>9} {figure(row.fresh_ms):>9} {ratio:>6} {row.best_s:>7.1f} "
         f"{row.fresh_s:>8.1f}"
     )
@@ -254,7 +260,9 @@ def _median(values: list[float]) -> float:
 
 def parse() -> argparse.Namespace:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, few widths and trials")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--filters", type=int, default=96)

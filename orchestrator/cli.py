@@ -107,9 +107,7 @@ def run(config_path: ConfigPath, settings: Settings = None) -> None:
 
     try:
         with TrainingBars(folder, time.time()) as bars:
-            record: RunRecord = driver.run(
-                config, folder, report=bars.print_line, tick=bars.update
-            )
+            record: RunRecord = driver.run(config, folder, report=bars.print_line, tick=bars.update)
     except KeyboardInterrupt:
         _fail(f"interrupted; 'cprune run {config_path}' goes on where it was.", 130)
     page = _write_report(record, folder)

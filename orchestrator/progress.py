@@ -22,7 +22,7 @@ class TrainingBars:
     """Shows what workers wrote to ``RUN_DIR/progress``; does nothing where there is no terminal."""
 
     def __init__(self, run_dir: Path, began_at: float) -> None:
-        """``began_at``: seconds since the epoch; what was written before belongs to another start."""
+        """``began_at``: seconds since the epoch; what was written before is another start's."""
         self._folder = run_dir / FOLDER
         self._began_at = began_at
         self._bars: dict[str, TaskID] = {}

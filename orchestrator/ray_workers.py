@@ -118,7 +118,8 @@ class RayWorkers:
         if target not in self._actors:
             from workers.ray_entry import TuningActor
 
-            actor: Any = ray.remote(concurrency_groups={"control": 1})(TuningActor)
+            cluster: Any = ray
+            actor = cluster.remote(concurrency_groups={"control": 1})(TuningActor)
             self._actors[target] = actor.options(
                 num_cpus=0, max_restarts=0, max_task_retries=0
             ).remote(self._context_json, target, self._table)

@@ -1,12 +1,13 @@
 """The whole of a run (Ray, training, tuning) killed at each transition and at random instants.
 
-The device is a recording made by a run on a real one, so that what is measured is the same each time;
-everything else is real. Decisions and results must be those of an undisturbed run, and no process may
-outlive the driver by more than ten seconds.
+The device is a recording made by a run on a real one, so that what is measured is the same each
+time; everything else is real. Decisions and results must be those of an undisturbed run, and no
+process may outlive the driver by more than ten seconds.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -61,7 +62,9 @@ def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
         },
         "measure": {"model_repeats": 4, "model_min_repeat_ms": 5},
         "budget": {"max_rounds": 2},
-        "targets": [{"name": "host", "device": device, "recording": str(folder / "recording.jsonl")}],
+        "targets": [
+            {"name": "host", "device": device, "recording": str(folder / "recording.jsonl")}
+        ],
     }
 
 
@@ -191,7 +194,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
 
 def test_the_undisturbed_run_takes_the_transitions_of_the_state_machine(calm: Calm) -> None:
     states = [event["state"] for event in calm.events]
-    assert set(zip(states, states[1:], strict=False)) <= ALLOWED
+    assert set(itertools.pairwise(states)) <= ALLOWED
     assert states[-1] == "done"
 
 

@@ -16,6 +16,8 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.target import Target
 
+from workers.errors import UserError
+
 _LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
 
 
@@ -45,8 +47,7 @@ class RelaxNetwork:
 def relax_network(program: ExportedProgram, target: Target) -> RelaxNetwork:
     """Import ``program`` (batch norm folded), choose layouts, fuse, and find the call sites.
 
-    Raises ``ValueError`` when a weight feeds more than one torch module's worth of call sites, or a
-    call site is fed by the weights of two modules.
+    Raises ``UserError`` when a call site is fed by the weights of two modules.
     """
     imported = from_exported_program(program, keep_params_as_input=True)
     module, _ = relax.frontend.detach_params(imported)
@@ -133,7 +134,9 @@ def _module_of(parameters: tuple[str, ...], names: dict[str, str], function: str
         if name in names and names[name].endswith(".weight")
     }
     if len(modules) > 1:
-        raise ValueError(
-            f"call site {function} is fed by the weights of several modules: {sorted(modules)}"
+        raise UserError(
+            "model.name",
+            f"call site {function} is fed by the weights of several modules: {sorted(modules)}",
+            "report the network's name; until then choose another network",
         )
     return modules.pop() if modules else None

@@ -97,7 +97,8 @@ class Screener:
         if best is None:
             return []
         lineage = task_latency(best.task_id, programs).lineage_trials
-        width = workload.axes.extents[workload.axes.output] if workload.axes.output else 0
+        axes = workload.axes
+        width = 0 if axes.output is None else axes.extents[axes.output]
         others = representatives(programs)
         keeping = [p for p in others if p.channel_tiles and width % p.channel_tiles[-1] == 0]
         for origin in dict.fromkeys([*keeping, best, *others]):
