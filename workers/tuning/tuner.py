@@ -23,7 +23,7 @@ from workers.tuning.cost_model import RecordModel
 from workers.tuning.search import Search
 from workers.tuning.trials import Trial, Trials, fastest
 
-_OTHER_TRIALS = 8  # for tasks without a convolution or matrix product: their spaces are small
+_OTHER_TRIALS = 4  # for tasks without a convolution or matrix product: their spaces are small
 _UNTUNED = "[[],[]]"
 _NEARLY = 1.5
 
