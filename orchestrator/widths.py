@@ -68,10 +68,12 @@ def _other_units(group: ChannelGroup, tuned: Tuned) -> list[int]:
     """
     tasks = _tasks(tuned.table, group.producers)
     measured = [
-        entry.vector_factors
+        entry.vector_factors or entry.channel_tiles[-1:]
         for entry in tuned.latencies
-        if entry.task_id in tasks.values() and entry.vector_factors
+        if entry.task_id in tasks.values() and entry.channel_tiles
     ]
+    if not measured:
+        return []
     halved = [
         tuple(factor // part for factor in factors for part in (1, 2, 4) if factor % part == 0)
         for factors in measured

@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+FOR_KEY = {"for_key": True}
+"""Serialisation context of content keys."""
+
 
 class Schema(BaseModel):
     """A closed, immutable record. Unknown keys are errors; change one with ``model_copy``."""
@@ -19,7 +22,7 @@ def content_key(*parts: Any) -> str:
     """The sha256 (hex) of the canonical JSON text of ``parts``.
 
     ``Schema`` instances are written by their JSON form, so that equal content has an equal key in
-    every process and on every machine.
+    every process and on every machine. What says how long something took is left out.
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_jsonable)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -27,5 +30,5 @@ def content_key(*parts: Any) -> str:
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", context=FOR_KEY)
     raise TypeError(f"cannot make a content key of {type(value).__name__}")

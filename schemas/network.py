@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
 
-from schemas.base import Schema
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+
+from schemas.base import FOR_KEY, Schema
 
 
 class ChannelGroup(Schema):
@@ -58,3 +60,13 @@ class Trained(Schema):
     info: NetworkInfo
     train_s: float = Field(ge=0.0, description="Seconds of training that made these weights.")
     epochs: int = Field(ge=0)
+
+    @model_serializer(mode="wrap")
+    def _timeless_in_keys(
+        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """The same network trained again is the same, however long it took this time."""
+        data: dict[str, Any] = serialise(self)
+        if info.context == FOR_KEY:
+            data.pop("train_s")
+        return data

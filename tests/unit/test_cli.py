@@ -100,7 +100,7 @@ def test_bad_configuration_is_exit_code_2(config: Path, capsys: Any) -> None:
 
 
 def finish(record: RunRecord) -> Any:
-    def run(_: object, folder: Path) -> RunRecord:
+    def run(_: object, folder: Path, **__: object) -> RunRecord:
         Path(folder).mkdir(parents=True)
         return record
 
@@ -139,7 +139,7 @@ def test_failures_are_one_line(
     code: int,
     text: str,
 ) -> None:
-    def run(*_: object) -> RunRecord:
+    def run(*_: object, **__: object) -> RunRecord:
         raise error
 
     monkeypatch.setattr(driver, "run", run)

@@ -83,7 +83,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert len(lines) == len(record.events)
     assert read_run(tmp_path) == record
     steps = record.targets[0].steps
-    assert [step.accepted for step in steps].count(True) == 1
+    assert [step.accepted for step in steps].count(True) == 3
     accepted = next(step for step in steps if step.accepted)
     assert accepted.comparison is not None and accepted.screened_ms is not None
     assert record.targets[0].accuracy_floor == pytest.approx(0.94)

@@ -87,8 +87,8 @@ def test_the_whole_way_of_a_target() -> None:
     assert isinstance(following, Done)
     assert kinds[:6] == ["preparing", "tuning", "ranking", "proposing", "screening", "fine_tuning"]
     assert kinds[-4:] == ["finish_training", "finish_tuning", "finish_tuning", "exporting"]
-    assert following.search.accepted == 1
-    assert following.final.structure == Structure(widths={"deep": 16})
+    assert following.search.accepted == 3
+    assert following.final.structure == Structure(widths={"deep": 4})
     assert following.search.stopped_by.startswith("no step is left that pays")
 
 
