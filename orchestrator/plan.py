@@ -1,8 +1,8 @@
 """What a run would do, and roughly how long it would take. Nothing is written or started.
 
-The estimate multiplies what the configuration asks for with the ranges below. They are assumptions,
-and wide; only the lower end of ``PROGRAM_S`` was measured (75 to 100 programs a minute in warm
-processes on 2 cores). It says where the time would go, not more.
+The estimate multiplies what the configuration asks for with the ranges below. They are wide; their
+lower halves hold what a quickstart took on 2 cores (a program 0.5 to 0.6 s, a screening 1
+to 8 s, a comparison 6 to 15 s). It says where the time would go, not more.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ TASKS: dict[str, Range] = {
 }
 """Tasks of a network after fusion; UNKNOWN_TASKS for others."""
 UNKNOWN_TASKS: Range = (10, 40)
-PROGRAM_S: Range = (0.6, 1.5)
+PROGRAM_S: Range = (0.5, 1.5)
 """Building and measuring one program in warm processes."""
-SCREEN_S: Range = (2.0, 8.0)
+SCREEN_S: Range = (1.0, 8.0)
 """Transplanting and measuring one candidate's programs."""
-COMPARE_S: Range = (4.0, 20.0)
+COMPARE_S: Range = (6.0, 20.0)
 """Building two whole networks and measuring them in turns."""
 EXPORT_S: Range = (15.0, 90.0)
 START_S: Range = (10.0, 40.0)

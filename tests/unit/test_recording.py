@@ -61,6 +61,9 @@ class FakeGauge:
     def run(self, key: str, network: Path, images: Any, batch_size: int) -> Any:
         return np.full((len(images), 3), self._next(key), "float32")
 
+    def not_asked(self, key: str, reason: str) -> None:
+        pass
+
     def alone(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -34,6 +34,14 @@ class BuildJob:
     module: str
     path: Path
     form: Literal["program", "whole"] = "program"
+
+
+class ProgramBuilder(Protocol):
+    """What trials ask of a builder."""
+
+    def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
+        """Build every job; failures are in the results."""
+        ...
 
 
 class Builder:

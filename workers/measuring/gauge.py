@@ -67,6 +67,10 @@ class Gauge(Protocol):
         """A network's logits for images of shape (n, c, h, w), n a multiple of ``batch_size``."""
         ...
 
+    def not_asked(self, key: str, reason: str) -> None:
+        """Note that the question was not asked, since the library did not build."""
+        ...
+
     def alone(self) -> AbstractContextManager[None]:
         """Have the cores that the device shares with workers for several questions on end."""
         ...
@@ -199,6 +203,9 @@ class DeviceGauge:
             answer["shape"]
         )
         return logits
+
+    def not_asked(self, key: str, reason: str) -> None:
+        """The device has nothing to do."""
 
     @contextmanager
     def alone(self) -> Iterator[None]:

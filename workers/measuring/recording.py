@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from schemas.table import Comparison, Measurement
-from workers.compiling.builder import Library
+from workers.compiling.builder import Builder, BuildJob, Library
 from workers.errors import UserError
 from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed
 
@@ -81,6 +81,9 @@ class RecordingGauge:
         data = base64.b64encode(answer.astype("float32").tobytes()).decode()
         self._write({"key": key, "logits": data, "shape": list(answer.shape)})
         return answer
+
+    def not_asked(self, key: str, reason: str) -> None:
+        self._write({"key": key, "failed": reason})
 
     def alone(self) -> AbstractContextManager[None]:
         return self._gauge.alone()
@@ -147,6 +150,9 @@ class ReplayGauge:
         logits: np.ndarray[Any, Any] = np.frombuffer(data, "float32").reshape(answer["shape"])
         return logits
 
+    def not_asked(self, key: str, reason: str) -> None:
+        """It is in the recording."""
+
     def alone(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -171,3 +177,19 @@ class ReplayGauge:
 
 def _replayed(measurement: Measurement) -> Measurement:
     return measurement.model_copy(update={"device_kind": "replay"})
+
+
+class UnbuiltPrograms:
+    """A builder for a device that answers from a recording.
+
+    Single programs are not built: nobody will run them. Whole networks are: a run hands them over.
+    """
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+        self.build_network = builder.build_network
+        self.close = builder.close
+
+    def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
+        """Libraries without files."""
+        return [Library(job.path) for job in jobs]

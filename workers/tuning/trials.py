@@ -19,7 +19,7 @@ from tvm.s_tir import Schedule
 
 from schemas.config import TuneConfig
 from schemas.table import Program
-from workers.compiling.builder import Builder, BuildJob, Library
+from workers.compiling.builder import BuildJob, Library, ProgramBuilder
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import Workload
 from workers.compiling.trace import factors_of_loop
@@ -54,7 +54,7 @@ class Trials:
 
     def __init__(
         self,
-        builder: Builder,
+        builder: ProgramBuilder,
         gauge: Gauge,
         space: ScheduleSpace,
         table: ProgramTable,
@@ -137,10 +137,13 @@ class Trials:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _beside_ms(self, beside: Library | None, batch: str, workload: Workload) -> float | None:
-        if beside is None or beside.error:
+        if beside is None:
+            return None
+        key = f"beside:{batch}:{workload.task.task_id}"
+        if beside.error:
+            self._gauge.not_asked(key, beside.error)
             return None
         try:
-            key = f"beside:{batch}:{workload.task.task_id}"
             return self._gauge.measure(key, beside).latency_ms
         except ProgramFailed:
             return None
@@ -154,7 +157,9 @@ class Trials:
         beside_ms: float | None,
     ) -> Program:
         error, measurement = library.error, None
-        if not error:
+        if error:
+            self._gauge.not_asked(trial.program_id, error)
+        else:
             try:
                 measurement = self._gauge.measure(trial.program_id, library)
             except ProgramFailed as failure:
@@ -184,6 +189,7 @@ class Trials:
         """The largest difference of the outputs, or what is wrong."""
         for name, built in (("the untuned program", reference), ("the program", library)):
             if built.error:
+                self._gauge.not_asked(f"check:{program.program_id}", built.error)
                 return f"{name} did not build for the comparison: {built.error}"
         try:
             check = self._gauge.check(f"check:{program.program_id}", reference, library)

@@ -17,6 +17,7 @@ from workers.compiling.builder import Builder
 from workers.compiling.programs import ScheduleSpace
 from workers.context import RunContext
 from workers.export.deployment import Exporter
+from workers.measuring.recording import UnbuiltPrograms
 from workers.measuring.setup import Device, open_device
 from workers.networks import Networks
 from workers.protocols import ProgramTable
@@ -59,7 +60,8 @@ class TuningWorker:
         networks = Networks(config, ArtifactStore(context.artifacts))
         bundles = Bundles(networks, compiled_for)
         gauge = self._device.gauge
-        self._trials = Trials(self._builder, gauge, space, table, config.tune, self._scratch)
+        programs = UnbuiltPrograms(self._builder) if target.device == "replay" else self._builder
+        self._trials = Trials(programs, gauge, space, table, config.tune, self._scratch)
         self._tuner = Tuner(
             bundles, space, self._trials, gauge, table, config.tune, config.seed, self._working
         )
