@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.dispatch import Finished, Workers, is_training
 from orchestrator.policies.retry import Failure, FailureClass
+from orchestrator.reaper import MARK, start_reaper
 from orchestrator.store.base import Ledger
 from orchestrator.store.reader import LEDGER
 from orchestrator.table_actor import LedgerClient, TableClient, start_table
@@ -44,9 +46,9 @@ _log = logging.getLogger(__name__)
 
 def open_ray(config: RunConfig, run_dir: Path) -> tuple[Ledger, Workers]:
     """Connect to Ray, or start it on this machine; the run's ledger and workers in it."""
-    started = _connect(config)
+    connection = _connect(config)
     folder = run_dir.absolute()
-    ledger = _RayLedger(start_table(folder / LEDGER), started)
+    ledger = _RayLedger(start_table(folder / LEDGER), connection)
     context = RunContext(
         run_dir=str(folder),
         artifacts=str(folder / "artifacts"),
@@ -184,23 +186,40 @@ def sort_failure(error: Exception) -> Failure:
 class _RayLedger(LedgerClient):
     """The driver's ledger, which takes Ray down with it when this process started Ray."""
 
-    def __init__(self, actor: Any, started: bool) -> None:
+    def __init__(self, actor: Any, connection: _Connection) -> None:
         super().__init__(actor)
-        self._started = started
+        self._connection = connection
 
     def close(self) -> None:
         try:
             super().close()
         finally:
-            if self._started:
-                self._started = False
-                ray.shutdown()
+            self._connection.close()
 
 
-def _connect(config: RunConfig) -> bool:
-    """Whether Ray was started or connected to here, and not before."""
+class _Connection:
+    """This process's connection to Ray: whether it was made here, and the reaper of a Ray that was
+    started here."""
+
+    def __init__(self, made_here: bool, reaper: subprocess.Popen[bytes] | None = None) -> None:
+        self._made_here = made_here
+        self._reaper = reaper
+
+    def close(self) -> None:
+        """Disconnect, ending a Ray that was started here. Closing again does nothing."""
+        if self._made_here:
+            self._made_here = False
+            ray.shutdown()
+        if self._reaper is not None and self._reaper.stdin is not None:
+            os.environ.pop(MARK, None)
+            self._reaper.stdin.close()
+            self._reaper = None
+
+
+def _connect(config: RunConfig) -> _Connection:
+    """Connect to the cluster that the configuration or RAY_ADDRESS names, or start Ray here."""
     if ray.is_initialized():
-        return False
+        return _Connection(made_here=False)
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
@@ -209,13 +228,15 @@ def _connect(config: RunConfig) -> bool:
         # Ray's workers are nice to others by default; a device server among them must not be.
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.update(_WORKER_ENVIRONMENT)
+        reaper = start_reaper()
         ray.init(
             address="local",
             num_cpus=config.cluster.worker_cpus,
             include_dashboard=False,
             **quiet,
         )
-    return True
+        return _Connection(made_here=True, reaper=reaper)
+    return _Connection(made_here=True)
 
 
 def _handle(ref: Any) -> Hashable:
