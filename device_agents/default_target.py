@@ -61,8 +61,8 @@ def _cpu_flags() -> set[str]:
             for line in lines:
                 if line.startswith(("flags", "Features")):
                     return set(line.partition(":")[2].split())
-    except OSError:
-        pass
+    except OSError:  # no /proc here: nothing is known of the flags
+        return set()
     return set()
 
 

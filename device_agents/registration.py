@@ -169,11 +169,11 @@ class Registration:
         now = time.monotonic()
         self._expected.append((kind, now))
         try:
-            if self._sock.send(data) == len(data):
-                return
-        except OSError:
-            pass
-        self._drop(now)
+            sent = self._sock.send(data)
+        except OSError:  # the connection is gone, or its buffer is full
+            sent = 0
+        if sent != len(data):
+            self._drop(now)
 
     def _drop(self, now: float) -> None:
         if self._sock:
