@@ -204,7 +204,8 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
         f"{tune.trials_per_task} programs for each of about {tasks[0]:g}-{tasks[1]:g} tasks {on}",
         _product(tasks, _times(PROGRAM_S, tune.trials_per_task * targets)),
     )
-    candidates = prune.tasks_per_round * prune.widths_per_task
+    together = prune.tasks_per_round > 1
+    candidates = (prune.tasks_per_round + together) * prune.widths_per_task
     trained = min(prune.fine_tuned_per_round, candidates)
     waves = -(-trained // fine.max_parallel)
     one = _sum(

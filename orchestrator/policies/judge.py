@@ -63,17 +63,19 @@ def judge(
 
 
 def pointless(waiting: Sequence[Candidate], failed: Sequence[Rejection]) -> list[Rejection]:
-    """Waiting candidates that cut at least as deep as one that lost too much accuracy."""
+    """Waiting candidates that cut all, and no less deep, that one did which lost its accuracy."""
     found = []
     for candidate in waiting:
+        cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
         for rejection in failed:
-            weaker = rejection.candidate
-            if candidate.groups == weaker.groups and all(
-                after <= other
-                for after, other in zip(candidate.widths_after, weaker.widths_after, strict=True)
-            ):
-                cut = ", ".join(map(str, weaker.widths_after))
-                reason = f"not trained: the weaker cut to {cut} lost too much: {rejection.reason}"
+            weaker = dict(
+                zip(rejection.candidate.groups, rejection.candidate.widths_after, strict=True)
+            )
+            if all(cut.get(group, math.inf) <= width for group, width in weaker.items()):
+                widths = ", ".join(map(str, weaker.values()))
+                reason = (
+                    f"not trained: the weaker cut to {widths} lost too much: {rejection.reason}"
+                )
                 found.append(Rejection(candidate=candidate, reason=reason))
                 break
     return found

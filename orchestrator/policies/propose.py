@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from orchestrator.states import RankedTask
@@ -48,12 +48,16 @@ def propose(
     tried: Collection[str],
     config: PruneConfig,
 ) -> Proposal:
-    """Candidates for the slowest tasks that are not set aside and have an untried width."""
-    candidates: dict[str, Candidate] = {}
+    """Candidates for the slowest tasks that are not set aside and have an untried width.
+
+    Each task is cut by itself and, at the same depths, together with the others: where all of them
+    can be cut, one round does the work of several.
+    """
+    fresh: dict[str, Candidate] = {}
+    cuts_of: list[tuple[RankedTask, list[dict[str, int]]]] = []
     passed_over: list[str] = []
-    proposed_from = 0
     for task in ranking:
-        if proposed_from == config.tasks_per_round:
+        if len(cuts_of) == config.tasks_per_round:
             break
         if task.task_id in set_aside:
             passed_over.append(f"{task.name}: set aside")
@@ -65,18 +69,22 @@ def propose(
         if not open_groups:
             passed_over.append(f"{task.name}: {'; '.join(refusals)}")
             continue
-        made = [
-            candidate
+        names = [group.group_id for group in open_groups]
+        cuts = [
+            dict(zip(names, widths, strict=True))
             for widths in spread(joint_widths(open_groups), config.widths_per_task)
-            if (candidate := _candidate(task, parent, open_groups, widths)).candidate_id
-            not in tried
-            and candidate.candidate_id not in candidates
         ]
-        if not made:
+        made = [_candidate(task, task.name, parent, groups, cut) for cut in cuts]
+        new = {item.candidate_id: item for item in made if item.candidate_id not in tried}
+        if not new.keys() - fresh.keys():
             passed_over.append(f"{task.name}: every width proposed for it has been tried")
             continue
-        candidates.update((candidate.candidate_id, candidate) for candidate in made)
-        proposed_from += 1
+        fresh.update(new)
+        cuts_of.append((task, cuts))
+    together = [
+        item for item in _together(cuts_of, parent, groups) if item.candidate_id not in tried
+    ]
+    candidates = {item.candidate_id: item for item in (*together, *fresh.values())}
     return Proposal(candidates=tuple(candidates.values()), passed_over=tuple(passed_over))
 
 
@@ -128,18 +136,43 @@ def _with_widths(
     )
 
 
+def _together(
+    cuts_of: Sequence[tuple[RankedTask, list[dict[str, int]]]],
+    parent: Trained,
+    groups: Sequence[ChannelGroup],
+) -> list[Candidate]:
+    """The cuts of all proposed tasks at once, the deepest first; none for a single task."""
+    if len(cuts_of) < 2:
+        return []
+    slowest = cuts_of[0][0]
+    name = f"{slowest.name} and {len(cuts_of) - 1} more"
+    made = []
+    for depth in reversed(range(max(len(cuts) for _, cuts in cuts_of))):
+        joint: dict[str, int] = {}
+        for _, cuts in cuts_of:
+            for group, width in cuts[min(depth, len(cuts) - 1)].items():
+                joint.setdefault(group, width)
+        made.append(_candidate(slowest, name, parent, groups, joint))
+    return made
+
+
 def _candidate(
-    task: RankedTask, parent: Trained, groups: Sequence[GroupWidths], widths: Sequence[int]
+    task: RankedTask,
+    name: str,
+    parent: Trained,
+    groups: Sequence[ChannelGroup],
+    cut: Mapping[str, int],
 ) -> Candidate:
-    changed = {group.group_id: width for group, width in zip(groups, widths, strict=True)}
-    structure = parent.structure.with_widths(changed)
+    dense = {group.group_id: group.channels for group in groups}
+    before = parent.structure.widths
+    structure = parent.structure.with_widths(dict(cut))
     return Candidate(
         candidate_id=content_key(parent.weights, structure.widths)[:16],
         task_id=task.task_id,
-        task_name=task.name,
+        task_name=name,
         parent=parent,
         structure=structure,
-        groups=tuple(group.group_id for group in groups),
-        widths_before=tuple(group.current for group in groups),
-        widths_after=tuple(widths),
+        groups=tuple(cut),
+        widths_before=tuple(before.get(group, dense[group]) for group in cut),
+        widths_after=tuple(cut.values()),
     )

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,6 @@ pytestmark = pytest.mark.drill
 TRIALS = 4
 LIMIT_S = 120.0
 Attack = Callable[[TuningWorker], list[psutil.Process]]
-
-
-@pytest.fixture(scope="module")
-def table() -> Table:
-    return Table()
-
-
-@pytest.fixture(scope="module")
-def worker(table: Table, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuningWorker]:
-    started = tuning_world.worker(tmp_path_factory.mktemp("run"), table)
-    yield started
-    started.close()
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from workers.compiling.builder import BuildJob, Library, ProgramBuilder
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import Workload
 from workers.compiling.trace import factors_of_loop
+from workers.errors import UserError
 from workers.measuring.gauge import Gauge, ProgramFailed
 from workers.protocols import ProgramTable
 
@@ -109,18 +110,23 @@ class Trials:
         """Compare programs with the untuned ones on random inputs; store and return the verdicts.
 
         A program that computes something else, or does not run with its weights packed inside,
-        comes back without its measurement and with the reason.
+        comes back without its measurement and with the reason. Raises ``UserError`` when an untuned
+        program does not build.
         """
         schedules = [self._space.replay(w.module, p.trace) for w, p in suspects]
         texts = [str(save_json(schedule.mod)) for schedule in schedules]
-        # one that did not build (the builder may have been replaced) is built again
-        there = {task_id for task_id, library in self._untuned.items() if not library.error}
-        new = {w.task.task_id: w for w, _ in suspects if w.task.task_id not in there}
+        new = {w.task.task_id: w for w, _ in suspects if w.task.task_id not in self._untuned}
         texts += [str(save_json(workload.module)) for workload in new.values()]
-        jobs = [BuildJob(text, self._new_path("whole"), "whole") for text in texts]
-        built = self._thread.submit(self._builder.build, jobs, self._config.build_timeout_s)
-        libraries = built.result()
-        self._untuned |= dict(zip(new, libraries[len(suspects) :], strict=True))
+        libraries = self._built_wholes(texts)
+        for workload, library in zip(new.values(), libraries[len(suspects) :], strict=True):
+            if library.error:
+                raise UserError(
+                    "tune.build_timeout_s",
+                    f"the untuned program of {workload.task.name}, which its programs' outputs are "
+                    f"compared with, did not build: {library.error}",
+                    "raise it where the build took too long",
+                )
+            self._untuned[workload.task.task_id] = library
         checked = []
         for (workload, program), library in zip(suspects, libraries[: len(suspects)], strict=True):
             verdict = self._verdict(program, self._untuned[workload.task.task_id], library)
@@ -135,6 +141,24 @@ class Trials:
     def close(self) -> None:
         """Start no more builds; the one in flight ends with the builder."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _built_wholes(self, texts: Sequence[str]) -> list[Library]:
+        """Libraries for comparing; one that did not build is built once more.
+
+        The builder may have been replaced, which says nothing of the program.
+        """
+
+        def build(texts: Sequence[str]) -> list[Library]:
+            jobs = [BuildJob(text, self._new_path("whole"), "whole") for text in texts]
+            timeout_s = self._config.build_timeout_s
+            return self._thread.submit(self._builder.build, jobs, timeout_s).result()
+
+        libraries = build(texts)
+        failed = [position for position, library in enumerate(libraries) if library.error]
+        again = build([texts[position] for position in failed])
+        for position, library in zip(failed, again, strict=True):
+            libraries[position] = library
+        return libraries
 
     def _beside_ms(self, beside: Library | None, batch: str, workload: Workload) -> float | None:
         if beside is None:
@@ -187,10 +211,9 @@ class Trials:
 
     def _verdict(self, program: Program, reference: Library, library: Library) -> float | str:
         """The largest difference of the outputs, or what is wrong."""
-        for name, built in (("the untuned program", reference), ("the program", library)):
-            if built.error:
-                self._gauge.not_asked(f"check:{program.program_id}", built.error)
-                return f"{name} did not build for the comparison: {built.error}"
+        if library.error:
+            self._gauge.not_asked(f"check:{program.program_id}", library.error)
+            return f"did not build for the comparison: {library.error}"
         try:
             check = self._gauge.check(f"check:{program.program_id}", reference, library)
         except ProgramFailed as failure:
