@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 from orchestrator.policies.gates import meets_floor
@@ -91,8 +92,8 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
 def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
     """Everything is handed over."""
     found = get(outcomes, export(state, config).key, Exported)
-    ratios = sorted(found.speedup_ratios)
-    speedup = f"{ratios[len(ratios) // 2]:.2f}x faster than the dense network, " if ratios else ""
+    ratios = found.speedup_ratios
+    speedup = f"{statistics.median(ratios):.2f}x faster than the dense network, " if ratios else ""
     message = (
         f"{speedup}{found.dense.latency.latency_ms:.4g} ms -> "
         f"{found.final.latency.latency_ms:.4g} ms, test accuracy "

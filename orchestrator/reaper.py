@@ -40,12 +40,12 @@ def start_reaper() -> subprocess.Popen[bytes]:
     return reaper
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes that inherited the mark."""
+def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
+    """Living processes that inherited the mark in this environment variable."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
