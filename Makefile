@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.cprune-installed
 NEEDED_GB := 9
 
-.PHONY: quickstart test test-all lint types format clean benchmarks setup
+.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-scaling setup
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(STAMP)
@@ -35,6 +35,12 @@ format: $(STAMP)
 
 benchmarks: $(STAMP)
 	$(PYTHON) benchmarks/transplant.py $(ARGS)
+
+bench-tuning: $(STAMP)
+	$(PYTHON) benchmarks/tuning.py $(ARGS)
+
+bench-scaling: $(STAMP)
+	$(PYTHON) benchmarks/scaling.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from device_agents.attribution import ATTRIBUTE, attribute
 from device_agents.host_facts import boot_id, cpu_model, cpu_temperature_c
 
 DEVICE_INFO = "cprune.device_info"
@@ -42,6 +43,7 @@ def register(folder: Path, key: str) -> None:
         "tvm.rpc.server.load_module": load,
         DEVICE_INFO: info,
         CANARY: canary_ms,
+        ATTRIBUTE: attribute,
     }
     for name, function in functions.items():
         tvm_ffi.register_global_func(name, function, override=True)

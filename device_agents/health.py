@@ -1,9 +1,30 @@
-"""Whether a device is as fast as it was: a canary, timed before and after measurements."""
+"""Whether a device still answers, and whether it is as fast as it was."""
 
 from __future__ import annotations
 
+import socket
+
 from device_agents.device_functions import CANARY
 from device_agents.session import Session
+from device_agents.tracker_wire import RPC_MAGIC, RPC_MISMATCH, pack_int
+
+_NOBODY = b"client:nobody"
+
+
+def answers(host: str, port: int, timeout_s: float) -> bool:
+    """Whether the device's server answers a stranger within ``timeout_s`` seconds, busy or not.
+
+    It is greeted with a match key that is nobody's, and refuses it. A server that was killed, that
+    is frozen or out of reach does not.
+    """
+    greeting = pack_int(RPC_MAGIC) + pack_int(len(_NOBODY)) + _NOBODY
+    refusal = pack_int(RPC_MISMATCH)
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as sock:
+            sock.sendall(greeting)
+            return sock.recv(len(refusal), socket.MSG_WAITALL) == refusal
+    except OSError:
+        return False
 
 
 class Canary:

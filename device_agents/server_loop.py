@@ -1,7 +1,8 @@
 """The loop of a device server: tracker, strangers on the port and the session, all polled.
 
 Each session runs TVM's own server loop in a forked process with a folder of its own; the loop ends
-it at its time limit, outlives its crash, and offers the device again at once.
+it at its time limit or when its client has gone, outlives its crash, and offers the device again at
+once.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_agents.children import describe_exit, kill_tree
+from device_agents.device_functions import register as register_device
 from device_agents.registration import Registration
 from device_agents.tether import die_with_parent
 from device_agents.tracker_wire import RPC_MAGIC, RPC_MISMATCH, pack_int, unpack_int
@@ -33,6 +35,7 @@ _MAX_HANDSHAKES = 64
 _MAX_KEY_BYTES = 4096
 _TICK_S = 0.5
 _REFUSAL_SEND_S = 1.0
+_FAREWELL_S = 1.0
 
 
 @dataclass
@@ -54,16 +57,29 @@ class _Session:
     folder: Path
     deadline: float
     limit_s: int
+    client_left: bool = False
 
 
 class DeviceServer:
     """The server's loop. TVM's runtime has to be imported before."""
 
     def __init__(
-        self, tracker: tuple[str, int], key: str, *, host: str, work_dir: Path, max_lease_s: int
+        self,
+        tracker: tuple[str, int],
+        key: str,
+        *,
+        host: str,
+        work_dir: Path,
+        max_lease_s: int,
+        register: Callable[[Path, str], None] = register_device,
     ) -> None:
-        """Listen on a free port of ``host``; leases are cut to ``max_lease_s`` seconds."""
+        """Listen on a free port of ``host``; leases are cut to ``max_lease_s`` seconds.
+
+        ``register`` is called in each session's process with its folder and the key, and registers
+        what the device offers.
+        """
         self._key, self._work_dir, self._max_lease_s = key, work_dir, max_lease_s
+        self._register = register
         self._listener = socket.create_server((host, 0), backlog=64)
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
@@ -91,6 +107,8 @@ class DeviceServer:
                     self._registration.handle()
                 elif self._session and fd == self._session.pid_fd:
                     self._end_session("")
+                elif self._session and fd == self._session.sock.fileno():
+                    self._hurry(self._session)
                 elif fd in self._handshakes:
                     self._shake(self._handshakes[fd])
 
@@ -105,6 +123,8 @@ class DeviceServer:
             poll.register(handshake.sock, select.POLLIN)
         if self._session:
             poll.register(self._session.pid_fd, select.POLLIN)
+            if not self._session.client_left:
+                poll.register(self._session.sock, select.POLLRDHUP)
             timeout_s = min(timeout_s, max(0.0, self._session.deadline - time.monotonic()))
         return [fd for fd, _ in poll.poll(timeout_s * 1000 + 1)]
 
@@ -186,9 +206,7 @@ class DeviceServer:
 
             from tvm.rpc import _ffi_api
 
-            from device_agents.device_functions import register
-
-            register(folder, self._key)
+            self._register(folder, self._key)
             _ffi_api.ServerLoop(sock.fileno())
             code = 0
         except BaseException:
@@ -198,14 +216,19 @@ class DeviceServer:
             sys.stderr.flush()
             os._exit(code)
 
+    @staticmethod
+    def _hurry(session: _Session) -> None:
+        """The client has gone: a kernel that does not end must not keep the device from others."""
+        session.client_left = True
+        session.deadline = min(session.deadline, time.monotonic() + _FAREWELL_S)
+
     def _expire(self, now: float) -> None:
         for handshake in [h for h in self._handshakes.values() if now > h.deadline]:
             self._forget(handshake)
         if self._session and now >= self._session.deadline:
-            limit_s = self._session.limit_s
-            self._end_session(
-                f"RPCSessionTimeoutError: the session's {limit_s} s are over; ask for more"
-            )
+            over = f"the session's {self._session.limit_s} s are over; ask for more"
+            left = self._session.client_left
+            self._end_session("" if left else f"RPCSessionTimeoutError: {over}")
 
     def _end_session(self, refusal: str) -> None:
         """Reap the session's process, tell the client if it was cut off, offer the device again."""

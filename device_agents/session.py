@@ -66,20 +66,26 @@ class DeviceInfo:
     threads: int
     cores: tuple[int, ...]
     temperature_c: float | None
+    simulated: bool = False
+    """Whether its latencies are made up: see ``device_agents.emulated``."""
 
 
 class Session:
     """An open session. Close it: an open one keeps the device from everybody else."""
 
-    def __init__(self, rpc: Any, name: str, lease_s: int, threads: int | None) -> None:
-        """``name``: what to call the device if it does not tell who it is."""
+    def __init__(
+        self, rpc: Any, key: str, address: tuple[str, int], lease_s: int, threads: int | None
+    ) -> None:
+        """``key`` and ``address`` name the device if it does not tell who it is."""
         global _open_sessions
         _open_sessions += 1
         self.rpc = rpc
         """TVM's RPC session; None after ``close``."""
         self.expires_at = time.monotonic() + lease_s
         """When the device ends the session, in ``time.monotonic`` seconds."""
-        self._name = name
+        self.address = address
+        """Host and port of the device's server."""
+        self._name = f"{key}@{address[0]}:{address[1]}"
         self._threads = threads
         self._uploads = 0
 
@@ -199,7 +205,7 @@ def open_session(
                 ) from error
             time.sleep(_POLL_S)
             continue
-        session = Session(rpc, f"{key}@{address}:{device_port}", lease_s, threads)
+        session = Session(rpc, key, (address, device_port), lease_s, threads)
         try:
             session.check_threads()
         except BaseException:
@@ -243,7 +249,7 @@ def _shortage(host: str, port: int, key: str) -> str:
         summary = tracker_summary(host, port, _SUMMARY_S)
     except TrackerUnreachable as error:
         return str(error)
-    count = sum(device.key == key for device in summary.devices)
+    count = summary.registered(key)
     return f"all {count} devices with this key are leased" if count else _absence(summary, key)
 
 

@@ -58,6 +58,10 @@ class TrackerSummary:
         """Whether a device with this key (and port) is registered."""
         return any(d.key == key and port in (None, d.port) for d in self.devices)
 
+    def registered(self, key: str) -> int:
+        """How many devices of this key there are, leased ones included."""
+        return sum(device.key == key for device in self.devices)
+
     def free(self, key: str) -> int:
         """How many devices of this key are on offer."""
         return self.queues[key].free if key in self.queues else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ def plan(config_path: ConfigPath, settings: Settings = None) -> None:
     folder = planning.run_folder(config)
     typer.echo(f"{config.run}: {config.model.name} on {config.data.name}, seed {config.seed}")
     typer.echo(f"run folder: {folder}" + (" (exists: would go on)" if folder.exists() else ""))
+    typer.echo(f"records: {planning.records(config)}")
     typer.echo(f"accuracy floor: {_floor(config)}\n")
     _table(
         ["phase", "what", "roughly"],
@@ -87,33 +89,41 @@ def plan(config_path: ConfigPath, settings: Settings = None) -> None:
     _checks(made.checks)
     if not made.fit:
         typer.echo("cprune: put right what is marked fail, then plan again.", err=True)
-        raise typer.Exit(1)
-    typer.echo(f"\nnext: cprune run {config_path}")
+        raise typer.Exit(2 if any(check.wrong_input for check in made.failed) else 1)
+    typer.echo(f"\nnext: {_command('run', config_path, settings)}")
 
 
 @app.command()
 def run(config_path: ConfigPath, settings: Settings = None) -> None:
     """Run, or go on with a run that was interrupted."""
     from orchestrator import plan as planning
+    from orchestrator.plan_checks import start_checks
 
     config = _load(config_path, settings)
-    for check in (*planning.file_checks(config), *planning.machine_checks(config)):
-        if check.level == "fail":
-            _fail(f"{check.name}: {check.found}; {check.cure}.", 1)
     folder = planning.run_folder(config)
-    typer.echo(f"{config.run}: results go to {_relative(folder)}")
+    again = _command("run", config_path, settings)
     from orchestrator import driver
     from orchestrator.progress import TrainingBars
 
+    if not driver.has_ended(config, folder):
+        for check in start_checks(config):
+            if check.level == "fail":
+                message = f"{check.name}: {check.found}; {check.cure}."
+                _fail(message, 2 if check.wrong_input else 1)
+    typer.echo(f"{config.run}: results go to {_relative(folder)}")
     try:
         with TrainingBars(folder, time.time()) as bars:
             record: RunRecord = driver.run(config, folder, report=bars.print_line, tick=bars.update)
     except KeyboardInterrupt:
-        _fail(f"interrupted; 'cprune run {config_path}' goes on where it was.", 130)
-    page = _write_report(record, folder)
+        _fail(f"interrupted; '{again}' goes on where it was.", 130)
     _results(record)
-    _next_commands(record, config_path, folder, page)
-    raise typer.Exit({"done": 0, "failed": 1}.get(record.state, 130))
+    written = _write_report(record, folder)
+    _next_commands(record, again, folder)
+    if record.state == "failed":
+        raise typer.Exit(2 if record.wrong_input else 1)
+    if record.state != "done":
+        raise typer.Exit(130)
+    raise typer.Exit(0 if written else 1)
 
 
 @app.command()
@@ -143,8 +153,8 @@ def status(run_dir: RunFolder) -> None:
                 target.stopped_by,
             ]
         )
-    _table(["target", "state", "steps accepted", "accuracy", "floor", "stopped by"], rows)
-    typer.echo(f"{len(record.work)} units of work finished")
+    _table(["target", "state", "steps accepted", "validation", "floor", "stopped by"], rows)
+    typer.echo(f"units of work finished: {len(record.work)}")
     for event in record.events[-5:]:
         typer.echo(f"  {event.sequence:>4}  {event.target}  {event.state}  {event.message}")
     raise typer.Exit(1 if record.state == "failed" else 0)
@@ -177,9 +187,9 @@ def report(
 
         typer.echo(summary_text(summarise(record)), nl=False)
         return
-    page = _write_report(record, run_dir)
     _results(record)
-    typer.echo(f"report: {_relative(page)}")
+    if not _write_report(record, run_dir):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -189,10 +199,11 @@ def export(
 ) -> None:
     """Copy a finished run's artefacts, summary and report to another folder."""
     from orchestrator.export import copy_artefacts
+    from orchestrator.wording import count
 
     record = _read(run_dir)
     copied = copy_artefacts(record, run_dir, dest)
-    typer.echo(f"{len(copied)} files in {dest}:")
+    typer.echo(f"{count(len(copied), 'file')} in {dest}:")
     for path in copied:
         typer.echo(f"  {path}")
     typer.echo(f'\nin Python: orchestrator.load_pruned("{dest}")')
@@ -207,6 +218,31 @@ def doctor() -> None:
     _checks(checks)
     if any(check.level == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    records: Annotated[
+        bool, typer.Option("--records", help="Remove the programs that runs share.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Say what runs share outside of their folders, and remove it if told to."""
+    from orchestrator.clean import look, remove
+    from orchestrator.store.records import store_path
+
+    path = store_path()
+    found = look(path)
+    typer.echo(found.text)
+    if not found.removable:
+        return
+    if not records:
+        typer.echo("next: cprune clean --records removes them")
+        return
+    if not yes and not typer.confirm("Remove them? Later runs will measure these programs again"):
+        return
+    remove(path)
+    typer.echo("removed")
 
 
 # --------------------------------------------------------------------------------- helpers
@@ -239,65 +275,54 @@ def _read(run_dir: Path) -> RunRecord:
     return record
 
 
-def _write_report(record: RunRecord, folder: Path) -> Path:
+def _write_report(record: RunRecord, folder: Path) -> bool:
+    """Write the page and say where it is, or why it could not be written; whether it was."""
     from orchestrator.report import write_report
 
-    return write_report(record, folder)
+    try:
+        page = write_report(record, folder)
+    except OSError as error:
+        typer.echo(
+            f"cprune: the page cannot be written to {folder}: {error.strerror or error}; "
+            f"'cprune report {shlex.quote(str(folder))} --json' prints the summary.",
+            err=True,
+        )
+        return False
+    typer.echo(f"report: {_relative(page)}")
+    return True
 
 
 def _results(record: RunRecord) -> None:
     """The compact table of what came out."""
+    from orchestrator import results
     from orchestrator.summary import summarise
 
     summary = summarise(record)
-    rows = []
-    for target in summary.targets:
-        for name, network in (
-            ("dense", target.baseline),
-            ("uniform", target.uniform),
-            ("pruned", target.final),
-        ):
-            if network is None:
-                continue
-            speedup = f"{target.speedup:.2f}x" if name == "pruned" and target.speedup else ""
-            test = "" if network.test_accuracy is None else f"{network.test_accuracy:.2%}"
-            rows.append(
-                [
-                    target.target,
-                    name,
-                    f"{network.latency_ms:#.3g}",
-                    speedup,
-                    f"{network.val_accuracy:.2%}",
-                    test,
-                    f"{network.macs / 1e6:.2f}",
-                    f"{network.params / 1e3:.1f}",
-                ]
-            )
-    typer.echo(f"{summary.run}: {summary.state} after {summary.wall_s:.0f} s")
-    if summary.error:
-        typer.echo(f"error: {summary.error}")
-    for target in summary.targets:
-        if target.simulated:
-            typer.echo(f"{target.target}: SIMULATED, latencies were answered from a recording")
-        steps = sum(step.accepted for step in target.steps)
-        floor = f", floor {target.accuracy_floor:.2%}" if target.accuracy_floor is not None else ""
-        typer.echo(f"{target.target}: {steps} steps of {len(target.steps)} decided{floor}")
+    for line in results.lines(summary):
+        typer.echo(line)
+    rows = results.rows(summary)
     if rows:
-        _table(
-            ["target", "network", "ms", "speed-up", "validation", "test", "M MACs", "k params"],
-            rows,
-        )
+        _table(results.HEADINGS, rows)
+        if note := results.note(summary):
+            typer.echo(note)
 
 
-def _next_commands(record: RunRecord, config_path: Path, folder: Path, page: Path) -> None:
-    where = _relative(folder)
-    typer.echo(f"report: {_relative(page)}")
+def _next_commands(record: RunRecord, again: str, folder: Path) -> None:
+    where = shlex.quote(_relative(folder))
     if record.state == "done":
         typer.echo(f"next: cprune report {where} --json    cprune export {where} DEST")
     elif record.state == "failed":
         typer.echo(f"next: cprune status {where}    cprune doctor", err=True)
     else:
-        typer.echo(f"next: cprune run {config_path} (goes on)    cprune status {where}")
+        typer.echo(f"next: {again} (goes on)    cprune status {where}")
+
+
+def _command(name: str, config_path: Path, settings: Sequence[str] | None) -> str:
+    """A command with this configuration and these settings, to be typed as it is."""
+    words = ["cprune", name, str(config_path)]
+    for setting in settings or ():
+        words += ["--set", setting]
+    return shlex.join(words)
 
 
 def _floor(config: RunConfig) -> str:
@@ -336,7 +361,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(_plain(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else terminal_width(), highlight=False)
+    width = None if sys.stdout.isatty() else terminal_width()
+    console = Console(width=width, highlight=False, emoji=False)
     console.print(table)
 
 
@@ -372,6 +398,7 @@ def _explain(error: Exception) -> int:
     from orchestrator.run_folder import RunLocked
     from orchestrator.store.base import LedgerError
     from orchestrator.store.config_guard import ConfigChanged
+    from orchestrator.store.records import RecordsUnusable
     from workers.errors import UserError
 
     if isinstance(error, ConfigurationError):
@@ -384,7 +411,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, UserError | ConfigChanged):
         typer.echo(f"cprune: {error}", err=True)
         return 2
-    if isinstance(error, RunLocked | LedgerError):
+    if isinstance(error, RunLocked | LedgerError | RecordsUnusable):
         typer.echo(f"cprune: {error}", err=True)
         return 1
     if isinstance(error, OSError):

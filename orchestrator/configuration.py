@@ -14,12 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from orchestrator.wording import count
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from schemas.config import RunConfig
 
 ENVIRONMENT_PREFIX = "CPRUNE_"
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+"""Of a mapping's key: a text, or << for what is merged into the mapping."""
 
 FieldPath = tuple[str | int, ...]
 
@@ -48,14 +53,20 @@ class _Sources:
     file: str
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[FieldPath, str] = field(default_factory=dict)
+    overridden: dict[FieldPath, str] = field(default_factory=dict)
+    """What did not come from the file: environment variables and options by their path."""
 
     def origin(self, path: FieldPath) -> str:
-        """Where the value at ``path``, or the nearest section around it, was written."""
-        for length in range(len(path), 0, -1):
-            found = self.origins.get(path[:length])
-            if found:
-                return found
-        return self.file
+        """Where the value at ``path`` was written, or the parts of it, or the section around it."""
+        if path in self.overridden:
+            return self.overridden[path]
+        below = [where for item, where in self.overridden.items() if item[: len(path)] == path]
+        around = [path[:length] for length in range(len(path), 0, -1)]
+        near = next((self.origins[item] for item in around if item in self.origins), "")
+        if not path or not below:
+            return near or self.file
+        told = ", ".join(dict.fromkeys(below))
+        return f"{near}, with {told}" if path in self.origins else told
 
 
 def load_config(
@@ -90,8 +101,7 @@ def load_config(
                 "--set tune.trials_per_task=32."
             )
             continue
-        target = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
-        _assign(sources, target, text, f"--set {override}", problems)
+        _assign(sources, _path_of(name.strip().split(".")), text, f"--set {override}", problems)
     if problems:
         raise ConfigurationError(problems)
     try:
@@ -140,35 +150,54 @@ def _read_file(path: Path) -> _Sources:
             ]
         )
     sources = _Sources(file=str(path), values=values)
-    duplicates: list[str] = []
+    problems: list[str] = []
     if node is not None:
-        _lines(node, (), str(path), sources.origins, duplicates)
-    if duplicates:
-        raise ConfigurationError(duplicates)
+        _lines(node, (), str(path), sources.origins, problems)
+    if problems:
+        raise ConfigurationError(problems)
     return sources
 
 
 def _lines(
-    node: Any, path: FieldPath, file: str, origins: dict[FieldPath, str], duplicates: list[str]
+    node: Any,
+    path: FieldPath,
+    file: str,
+    origins: dict[FieldPath, str],
+    problems: list[str],
+    around: tuple[Any, ...] = (),
 ) -> None:
-    """Note the line of every key below ``node``, and keys that are given twice."""
+    """Note the line of every key below ``node``; keys given twice or no texts, aliases in a ring.
+
+    ``around``: the nodes that this one stands in.
+    """
     import yaml
 
+    if any(node is outer for outer in around):
+        problems.append(
+            f"{file}, line {node.start_mark.line + 1}: {_dotted(path)} is an alias of what it "
+            "stands in; write it out."
+        )
+        return
+    around = (*around, node)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             below = (*path, str(key.value))
             where = f"{file}, line {key.start_mark.line + 1}"
+            if key.tag not in _KEY_TAGS and _model(path) is not None:
+                problems.append(
+                    f"{where}: the key {key.value} is no name of a setting; correct or remove it."
+                )
             if below in origins:
-                duplicates.append(f"{where}: {_dotted(below)} is given twice; keep one of the two.")
+                problems.append(f"{where}: {_dotted(below)} is given twice; keep one of the two.")
             origins[below] = where
-            _lines(value, below, file, origins, duplicates)
+            _lines(value, below, file, origins, problems, around)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             below = (*path, index)
             origins[below] = f"{file}, line {value.start_mark.line + 1}"
-            _lines(value, below, file, origins, duplicates)
+            _lines(value, below, file, origins, problems, around)
 
 
 def _environment(
@@ -194,8 +223,11 @@ def _environment(
                     f"did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?"
                 )
             continue
-        path = tuple(int(part) if part.isdigit() else part for part in parts)
-        yield path, environ[name], f"environment variable {name}"
+        yield _path_of(parts), environ[name], f"environment variable {name}"
+
+
+def _path_of(parts: Sequence[str]) -> FieldPath:
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
 def _assign(
@@ -204,6 +236,9 @@ def _assign(
     """Put the YAML value ``text`` at ``path``, making sections on the way."""
     import yaml
 
+    if "" in path:
+        problems.append(f"{origin}: a name is missing; a setting is named as in tune.round_size.")
+        return
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -216,12 +251,19 @@ def _assign(
             if last:
                 holder[part] = value
             elif holder.get(part) is None:
-                holder[part] = [{}] if path[depth + 1] == 0 else {}
+                holder[part] = [] if isinstance(path[depth + 1], int) else {}
         elif isinstance(holder, list) and isinstance(part, int) and part <= len(holder):
             if part == len(holder):
                 holder.append({})
             if last:
                 holder[part] = value
+        elif isinstance(holder, list) and isinstance(part, int):
+            above = _dotted(path[:depth])
+            problems.append(
+                f"{origin}: {above} has {count(len(holder), 'element')} in the file, counted from "
+                f"0; the next one is {above}[{len(holder)}]."
+            )
+            return
         else:
             above = _dotted(path[:depth]) or "the configuration"
             problems.append(
@@ -231,9 +273,10 @@ def _assign(
             return
         if not last:
             holder = holder[part]
-    for known in [p for p in sources.origins if p[: len(path)] == path]:
-        del sources.origins[known]
-    sources.origins[path] = origin
+    for noted in (sources.origins, sources.overridden):
+        for known in [item for item in noted if item[: len(path)] == path]:
+            del noted[known]
+    sources.origins[path] = sources.overridden[path] = origin
 
 
 # ---------------------------------------------------------------------------- sentences
@@ -259,6 +302,8 @@ def _sentence(path: FieldPath, group: Sequence[Any]) -> str:
     about = f" ({info.description.rstrip('.')})" if info is not None and info.description else ""
     if kind == "extra_forbidden":
         return _unknown_key(path)
+    if kind == "invalid_key":
+        return f"{name} is no text; put the key in quotes."
     if kind == "missing":
         if name == "prune":
             return (
@@ -329,6 +374,10 @@ def _allowed(error: Any) -> str:
         return text.format(f"{context[key]:g}")
     if kind == "literal_error":
         return f"{context['expected']}"
+    if kind == "finite_number":
+        return "a finite number"
+    if kind == "invalid-json-value":
+        return "a text, a number, true, false, a list or a mapping"
     if kind.startswith("int"):
         return "a whole number"
     if kind.startswith("float"):

@@ -56,6 +56,7 @@ class Settled(Schema):
 
     key: str
     error: str = ""
+    wrong_input: bool = False
 
 
 @dataclass
@@ -168,7 +169,8 @@ class Dispatcher:
         decision = decide(failure, job.failures[failure.kind])
         self._report(f"{_name(job.work)}: {decision.message}")
         if not decision.again:
-            return [Settled(key=job.work.key, error=failure.message)]
+            wrong = failure.kind == "user_error"
+            return [Settled(key=job.work.key, error=failure.message, wrong_input=wrong)]
         job.not_before_s = self._clock() + decision.delay_s
         self._queue[job.work.key] = job
         return []

@@ -26,17 +26,25 @@ NEEDED_DISK_GB = 2.0
 """Free space below which a run is not started: artefacts, Ray's session files, build folders."""
 NEEDED_MEMORY_GB = 5.0
 """Ray 0.4, two warm builders and a searcher 0.8 each, training and the driver 0.8 each."""
+LONGEST_RAY_FOLDER = 107 - len(
+    "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+)
+"""A socket's path takes 107 bytes; Ray makes its own below the folder for temporary files."""
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ``cure`` is empty when nothing is wrong."""
+    """One finding. ``cure`` is empty when nothing is wrong.
+
+    ``wrong_input``: it is the configuration that has to be mended, not the machine.
+    """
 
     name: str
     level: Level
     found: str
     cure: str = ""
+    wrong_input: bool = False
 
 
 def examine(folder: str | os.PathLike[str] = ".") -> Iterator[Check]:
@@ -48,6 +56,7 @@ def examine(folder: str | os.PathLike[str] = ".") -> Iterator[Check]:
         check_torch,
         check_ray,
         check_ray_token,
+        check_ray_folder,
         lambda: check_disk(folder),
         check_memory,
         check_cuda,
@@ -158,17 +167,18 @@ def check_ray() -> Check:
 
 def check_ray_token() -> Check:
     """The token that Ray's processes know each other by is a private, readable file."""
-    default = Path.home() / ".ray" / "auth_token"
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default)
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Check("ray token", "ok", "given by RAY_AUTH_TOKEN")
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named or os.path.expanduser("~/.ray/auth_token"))
     if not path.exists():
-        holder = next(parent for parent in path.parents if parent.exists())
-        if not os.access(holder, os.W_OK):
+        holder = _nearest(path)
+        if not _is_writable(holder):
+            variable = "RAY_AUTH_TOKEN_PATH" if named else "HOME"
             return Check(
                 "ray token",
                 "fail",
-                f"{path} cannot be made: {holder} is not writable",
+                f"{path} (by {variable}) cannot be made: {holder} is not a writable folder",
                 "set RAY_AUTH_TOKEN_PATH to a file in a folder you may write to",
             )
         return Check("ray token", "ok", f"none yet; Ray makes {path} when it first starts")
@@ -177,6 +187,38 @@ def check_ray_token() -> Check:
     if path.stat().st_mode & 0o077:
         return Check("ray token", "warn", f"{path} is open to other users", f"chmod 600 {path}")
     return Check("ray token", "ok", f"{path}")
+
+
+def check_ray_folder() -> Check:
+    """Ray's sockets fit into the folder that it takes for temporary files."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
+    folder = os.environ.get(variable) or "/tmp"
+    found = f"{folder}{f' (by {variable})' if variable else ''}"
+    cure = f"set {variable or 'TMPDIR'} to a short folder that you may write to, such as /tmp"
+    if not folder.isascii():
+        return Check("ray folder", "fail", f"{found} has other than ASCII letters", cure)
+    if len(folder.rstrip("/")) > LONGEST_RAY_FOLDER:
+        text = f"{found} is longer than {LONGEST_RAY_FOLDER} letters: Ray's sockets do not fit"
+        return Check("ray folder", "fail", text, cure)
+    holder = _nearest(Path(folder))
+    if not _is_writable(holder):
+        return Check("ray folder", "fail", f"{found}: {holder} is not a writable folder", cure)
+    return Check("ray folder", "ok", found)
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest above it that is there."""
+    absolute = path.absolute()
+    return next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Tried with a file without a name, since the rights alone do not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def free_disk_gb(folder: str | os.PathLike[str]) -> tuple[float, Path]:

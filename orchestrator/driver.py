@@ -10,8 +10,8 @@ import importlib.metadata
 import platform
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator import machine
@@ -20,8 +20,8 @@ from orchestrator.interrupts import DRAIN_DEADLINE_S, Interrupts
 from orchestrator.run_folder import EventFile, locked
 from orchestrator.states import AnyState, Cancelled, Done, Failed, WorkingState
 from orchestrator.store import config_guard
-from orchestrator.store.base import Ledger, LedgerError, Standing
-from orchestrator.store.reader import LEDGER, is_over, read_run, record_of
+from orchestrator.store.base import Ledger, LedgerError, LedgerNotBegun, Standing
+from orchestrator.store.reader import LEDGER, read_run, record_of
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.transition import Clock, Transition
 from schemas.config import RunConfig
@@ -68,16 +68,28 @@ def run(
     told = report or print_line
     signals = interrupts or Interrupts(told)
     with locked(folder), signals:
-        if _is_over(config, folder):
+        if has_ended(config, folder, told):
             return read_run(folder)
         ledger, workers = (workers_factory or _open_ray)(config, folder)
-        try:
+        with _closing(ledger, workers):
             return _Run(config, folder, ledger, workers, told, signals).go(tick)
-        finally:
-            try:
-                workers.close()
-            finally:
-                ledger.close()
+
+
+@contextmanager
+def _closing(ledger: Ledger, workers: Workers) -> Iterator[None]:
+    """Close both in the end. What went wrong before is told, not what its closing led to."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            workers.close()
+        with suppress(Exception):
+            ledger.close()
+        raise
+    try:
+        workers.close()
+    finally:
+        ledger.close()
 
 
 class _Run:
@@ -92,24 +104,25 @@ class _Run:
         report: Report,
         signals: Interrupts,
     ) -> None:
-        stored = ledger.info()
-        if stored is not None:
-            config_guard.check(stored.config, config, str(folder))
+        anew = config_guard.admit(ledger, config, str(folder))
+        if anew:
+            report(anew)
         self._config = config
         self._ledger = ledger
         self._report = report
         self._signals = signals
-        self._events = EventFile(folder)
+        self._events = EventFile(folder, ledger.events())
         info = ledger.start(uuid.uuid4().hex, config, config_guard.digest(config), versions())
         self._began_s = time.monotonic() - info.wall_s
         self._standings: dict[str, Standing] = {}
         self._kept_s = info.wall_s
+        self._told: set[str] = set()
         self._dispatcher = Dispatcher(workers, ledger, config, report)
 
     def go(self, tick: Callable[[], None] | None = None) -> RunRecord:
         """Everything, from reconciling to the record."""
-        self._events.append(self._ledger.events(self._events.last))
         self._reconcile()
+        self._tell_remarks()
         try:
             while not self._signals.count and self._active():
                 self._advance()
@@ -131,14 +144,17 @@ class _Run:
 
     def _reconcile(self) -> None:
         """Begin the targets that are new, and go on with those that stopped."""
-        self._standings = self._ledger.standings()
-        for target in self._config.targets:
-            standing = self._standings.get(target.name)
-            if standing is None:
-                first = machine.start(target.name)
+        known = self._ledger.standings()
+        names = [target.name for target in self._config.targets]
+        self._standings = {name: known[name] for name in names if name in known}
+        for name in names:
+            if name not in known:
+                first = machine.start(name)
                 self._move(first, Transition(next_state=first, message="begins"))
-            elif again := machine.resume(standing.state):
-                self._move(standing.state, again)
+                continue
+            state = known[name].state
+            while again := machine.resume(state, self._config, Clock(wall_s=self._wall_s())):
+                state = self._move(state, again)
 
     def _active(self) -> list[WorkingState]:
         states = [standing.state for standing in self._standings.values()]
@@ -166,12 +182,14 @@ class _Run:
 
     def _settle(self, settled: list[Settled]) -> None:
         """Fail the targets whose work was given up; cancel what only they wanted."""
-        errors = {item.key: item.error for item in settled if item.error}
+        errors = {item.key: item for item in settled if item.error}
         for state in self._active() if errors else []:
             keys = [work.key for work in machine.work_of(state, self._config)]
             told = [errors[key] for key in keys if key in errors]
             if told:
-                self._move(state, machine.fail(state, told[0]))
+                first = told[0]
+                failed = machine.fail(state, first.error, wrong_input=first.wrong_input)
+                self._move(state, failed)
         if errors:
             active = self._active()
             self._dispatcher.abandon(work for state in active for work in self._missing(state))
@@ -208,6 +226,14 @@ class _Run:
         if self._wall_s() - self._kept_s >= every_s:
             self._kept_s = self._wall_s()
             self._ledger.keep_time(self._kept_s)
+            self._tell_remarks()
+
+    def _tell_remarks(self) -> None:
+        """Report what the ledger has to say, each remark once."""
+        for text in self._ledger.remarks():
+            if text not in self._told:
+                self._told.add(text)
+                self._report(text)
 
     def _wall_s(self) -> float:
         return time.monotonic() - self._began_s
@@ -224,25 +250,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _is_over(config: RunConfig, folder: Path) -> bool:
+def has_ended(config: RunConfig, folder: Path, report: Report = lambda text: None) -> bool:
     """Whether a start would find nothing left to do; refuses another configuration.
 
-    Looked up before anything is started, so that both are known at once.
+    Looked up before anything is started, so that both are known at once, and where nothing is left
+    what would change that is reported. Raises as ``run``.
     """
     path = folder / LEDGER
     if not path.is_file():
         return False
-    ledger = SqliteLedger(path, read_only=True)
     try:
-        stored, standings, events = ledger.info(), ledger.standings(), ledger.events()
+        ledger = SqliteLedger(path, read_only=True)
+    except LedgerNotBegun:
+        return False
+    try:
+        config_guard.admit(ledger, config, str(folder))
+        standings, events = ledger.standings(), ledger.events()
     finally:
         ledger.close()
-    if stored is not None:
-        config_guard.check(stored.config, config, str(folder))
+    done = []
     for target in config.targets:
-        if target.name not in standings or not is_over(standings[target.name].state):
+        state = standings[target.name].state if target.name in standings else None
+        if not isinstance(state, Done) or machine.may_search_on(state, config):
             return False
-    EventFile(folder).append(events)
+        done.append(state)
+    for state in done:
+        report(machine.farewell(state, config))
+    EventFile(folder, events)
     return True
 
 

@@ -36,7 +36,11 @@ def copy_artefacts(
     files = {path for path in named if (source / path).is_file()}
     missing = sorted(str(path) for path in named if not (source / path).exists())
     if missing:
-        raise CommandError(f"{source}: {', '.join(missing)} is missing; run the export again")
+        raise CommandError(
+            f"{source}: {', '.join(missing)} is missing; a finished run "
+            "does not write it again: put back a copy, or give the run another name ('cprune run "
+            "CONFIG --set run=NAME'), which takes over the programs measured before"
+        )
     for folder in {(source / path).parent for path in named}:
         files |= {p.relative_to(source) for p in folder.rglob("*") if p.is_file()}
     files |= {p for p in (Path("summary.json"), Path("report/index.html")) if (source / p).exists()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from orchestrator.policies.gates import meets_floor
 from orchestrator.reading import get, programs_of
+from orchestrator.speedup import in_words, is_dense, verdict_of
 from orchestrator.states import Done, Exporting, FinishTraining, FinishTuning
 from orchestrator.transition import Clock, Transition
 from schemas.config import RunConfig
@@ -93,11 +94,14 @@ def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clo
     """Everything is handed over."""
     found = get(outcomes, export(state, config).key, Exported)
     ratios = found.speedup_ratios
-    speedup = f"{statistics.median(ratios):.2f}x faster than the dense network, " if ratios else ""
+    dense = is_dense(state.final, state.search.dense)
+    verdict = verdict_of(found, config.prune.confidence, dense=dense)
+    told = in_words(verdict, statistics.median(ratios) if ratios else None, len(ratios))
     message = (
-        f"{speedup}{found.dense.latency.latency_ms:.4g} ms -> "
+        f"{told + ', ' if told else ''}{found.dense.latency.latency_ms:.4g} ms -> "
         f"{found.final.latency.latency_ms:.4g} ms, test accuracy "
         f"{found.dense.test_accuracy:.4f} -> {found.final.test_accuracy:.4f}"
+        + "".join(f"; {note}" for note in found.notes)
     )
     following = Done(target=state.target, search=state.search, final=state.final)
     return Transition(next_state=following, message=message)

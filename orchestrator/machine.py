@@ -11,10 +11,12 @@ from typing import Any
 
 from orchestrator import finish, search
 from orchestrator import search_parts as parts
+from orchestrator.policies.gates import floor_of
 from orchestrator.states import (
     TRANSITIONS,
     AnyState,
     Cancelled,
+    Done,
     Exporting,
     Failed,
     FineTuning,
@@ -26,6 +28,7 @@ from orchestrator.states import (
     Ranking,
     Retuning,
     Screening,
+    Search,
     Tuning,
     WorkingState,
 )
@@ -105,9 +108,9 @@ def start(target: str) -> Preparing:
     return Preparing(target=target)
 
 
-def fail(state: WorkingState, error: str) -> Transition:
+def fail(state: WorkingState, error: str, *, wrong_input: bool = False) -> Transition:
     """The work of a state failed for good in this start of the run."""
-    failed = Failed(target=state.target, error=error, resume=state)
+    failed = Failed(target=state.target, error=error, wrong_input=wrong_input, resume=state)
     return checked(state, Transition(next_state=failed, message=error))
 
 
@@ -118,12 +121,61 @@ def cancel(state: WorkingState) -> Transition:
     return checked(state, Transition(next_state=cancelled, message=message))
 
 
-def resume(state: AnyState) -> Transition | None:
-    """Where a stopped target goes on, when the run is started again; None when it does not."""
-    if not isinstance(state, Failed | Cancelled) or state.resume is None:
-        return None
-    return checked(
-        state, Transition(next_state=state.resume, message=f"goes on with {_words(state.resume)}")
+def resume(state: AnyState, config: RunConfig, clock: Clock) -> Transition | None:
+    """What follows when the run is started again; None when the state stays as it is.
+
+    A stopped target goes on, a finished one where there is more of the budget that ended it. One
+    whose floor has been changed, which may be until a candidate is decided, prepares again.
+    """
+    match state:
+        case Done() if may_search_on(state, config):
+            return _search_on(state, clock)
+        case Done():
+            return None
+        case Failed() | Cancelled():
+            again = start(state.target) if _floor_changed(state.resume, config) else state.resume
+            message = f"goes on with {_words(again)}"
+            return checked(state, Transition(next_state=again, message=message))
+        case _ if _floor_changed(state, config):
+            stopped = Cancelled(target=state.target, resume=start(state.target))
+            return checked(state, Transition(next_state=stopped, message="the floor is another"))
+        case _:
+            return None
+
+
+def may_search_on(state: Done, config: RunConfig) -> bool:
+    """Whether a budget ended the search, and there is more of it now."""
+    found = state.search
+    return found.stopped_by.startswith("budget.") and not parts.spent_budget(
+        found, found.searched_s, config.budget
+    )
+
+
+def farewell(state: Done, config: RunConfig) -> str:
+    """Why a finished target does not go on, and what would make it."""
+    found = state.search
+    spent = parts.spent_budget(found, found.searched_s, config.budget)
+    told = f"{state.target} is done ({found.stopped_by})"
+    if not found.stopped_by.startswith("budget.") or not spent:
+        return f"{told}: nothing is left to do"
+    return f"{told}: raise {spent.partition(':')[0]} and give the same command again to go on"
+
+
+def _search_on(state: Done, clock: Clock) -> Transition:
+    found = state.search.model_copy(
+        update={"stopped_by": "", "began_s": clock.wall_s - state.search.searched_s}
+    )
+    following = Ranking(target=state.target, search=found)
+    message = f"the search goes on, {state.search.stopped_by.partition(':')[0]} has been raised"
+    return checked(state, Transition(next_state=following, message=message))
+
+
+def _floor_changed(state: AnyState, config: RunConfig) -> bool:
+    found = getattr(state, "search", None)
+    return (
+        isinstance(found, Search)
+        and not found.decisions
+        and found.floor != floor_of(found.dense.val_accuracy, config.prune)
     )
 
 

@@ -7,11 +7,7 @@ to 8 s, a comparison 6 to 15 s). It says where the time would go, not more.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
-import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator import doctor
 from orchestrator.doctor import Check
+from orchestrator.plan_checks import start_checks
+from orchestrator.wording import count
 
 if TYPE_CHECKING:
-    from schemas.config import RunConfig, TargetConfig
+    from schemas.config import RunConfig
 
 Range = tuple[float, float]
 
@@ -79,67 +77,21 @@ class Plan:
     @property
     def fit(self) -> bool:
         """Whether nothing stands in the way."""
-        return all(check.level != "fail" for check in self.checks)
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """What stands in the way."""
+        return tuple(check for check in self.checks if check.level == "fail")
 
 
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a resolved configuration."""
-    checks = [*file_checks(config), *machine_checks(config), *_pin_checks()]
-    for target in config.targets:
-        checks.append(_device_check(target))
-    return Plan(phases=tuple(_phases(config)), checks=tuple(checks))
+    checks = (*start_checks(config), *_version_checks())
+    return Plan(phases=tuple(_phases(config)), checks=checks)
 
 
-# ---------------------------------------------------------------------------------- checks
-
-
-def file_checks(config: RunConfig) -> Iterator[Check]:
-    """Every file, folder and module that the configuration names is there."""
-    named: list[tuple[str, str | None]] = [
-        ("model.checkpoint", config.model.checkpoint),
-        ("data.root", config.data.root),
-    ]
-    for index, target in enumerate(config.targets):
-        if target.device == "replay":
-            named.append((f"targets[{index}].recording", target.recording))
-    for name, value in named:
-        if value is None or "://" in value:
-            continue
-        if Path(value).exists():
-            yield Check(name, "ok", value)
-        else:
-            cure = f"correct {name}; a relative path begins at the current folder"
-            yield Check(name, "fail", f"{value} does not exist", cure)
-    references = [("model.name", config.model.name), ("data.name", config.data.name)]
-    references.append(("metric", config.metric))
-    for name, value in references:
-        if ":" in value and not value.startswith("torchvision:"):
-            yield _module_check(name, value)
-
-
-def _module_check(name: str, reference: str) -> Check:
-    module = reference.partition(":")[0].partition(".")[0]
-    path = list(sys.path)
-    try:
-        sys.path.insert(0, os.getcwd())
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    finally:
-        sys.path[:] = path
-    if found:
-        return Check(name, "ok", reference)
-    cure = f"put {module}.py beside the configuration, run from its folder, or install it"
-    return Check(name, "fail", f"{reference}: there is no module {module}", cure)
-
-
-def machine_checks(config: RunConfig) -> Iterator[Check]:
-    """What a run needs before it starts: a compiler and room on the disk."""
-    yield doctor.check_compiler()
-    yield doctor.check_disk(config.output)
-
-
-def _pin_checks() -> Iterator[Check]:
+def _version_checks() -> Iterator[Check]:
     yield doctor.check_python()
     for name, wanted in doctor.PINS.items():
         version = doctor.installed_version(name)
@@ -148,32 +100,6 @@ def _pin_checks() -> Iterator[Check]:
         yield Check(name, level, version or "missing", cure)
     yield doctor.check_ray()
     yield doctor.check_memory()
-
-
-def _device_check(target: TargetConfig) -> Check:
-    name = f"target {target.name}"
-    here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if target.device == "replay":
-        found = f"answers from {target.recording}: results will be labelled simulated"
-        return Check(name, "warn", found, "use device: local or tracker for real latencies")
-    if target.device == "tracker":
-        address = (target.tracker_host, target.tracker_port or 0)
-        try:
-            with socket.create_connection(address, timeout=3.0):
-                pass
-        except OSError as error:
-            found = f"no tracker answers at {address[0]}:{address[1]} ({error})"
-            return Check(name, "fail", found, "start it, or correct tracker_host and tracker_port")
-        return Check(name, "ok", f"tracker at {address[0]}:{address[1]}, key {target.key}")
-    missing = [core for core in target.cores or [] if here and core not in here]
-    if missing:
-        cure = f"name cores among {here}"
-        return Check(name, "fail", f"cores {missing} are not this process's to use", cure)
-    available = len(target.cores or here) or os.cpu_count() or 1
-    if target.threads > available:
-        cure = f"set threads to at most {available}, or 0 for all"
-        return Check(name, "fail", f"{target.threads} threads on {available} cores", cure)
-    return Check(name, "ok", f"this machine, {target.threads or available} threads")
 
 
 # -------------------------------------------------------------------------------- estimate
@@ -195,13 +121,15 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     else:
         yield Phase(
             "prepare",
-            f"train {config.model.name} for {config.train.epochs} epochs, find channel groups",
+            f"train {config.model.name} for {count(config.train.epochs, 'epoch')}, find channel "
+            "groups",
             _times(epoch, config.train.epochs),
         )
-    on = f"on {targets} target{'s' if targets > 1 else ''}"
+    on = f"on {count(targets, 'target')}"
     yield Phase(
         "tune",
-        f"{tune.trials_per_task} programs for each of about {tasks[0]:g}-{tasks[1]:g} tasks {on}",
+        f"{count(tune.trials_per_task, 'program')} for each of about "
+        f"{tasks[0]:g}-{tasks[1]:g} tasks {on}",
         _product(tasks, _times(PROGRAM_S, tune.trials_per_task * targets)),
     )
     together = prune.tasks_per_round > 1
@@ -216,8 +144,9 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     )
     yield Phase(
         "search",
-        f"up to {config.budget.max_rounds} rounds, each: {candidates} candidates screened, "
-        f"{trained} fine-tuned for {fine.short_epochs} epochs and compared",
+        f"up to {count(config.budget.max_rounds, 'round')}, each: "
+        f"{count(candidates, 'candidate')} screened, {trained} fine-tuned for "
+        f"{count(fine.short_epochs, 'epoch')} and compared",
         _product(rounds, one),
     )
     extra = max(0, tune.final_trials_per_task - tune.trials_per_task)
@@ -226,9 +155,9 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     training = fine.long_epochs * targets + (config.train.epochs if uniform else 0)
     yield Phase(
         "finish",
-        f"{fine.long_epochs} epochs of fine-tuning, {tune.final_trials_per_task} programs in all "
-        "for each task, of the dense network too"
-        + (", and of the uniformly narrower one" if uniform else ""),
+        f"{count(fine.long_epochs, 'epoch')} of fine-tuning, "
+        f"{count(tune.final_trials_per_task, 'program')} in all for each task, of the dense "
+        "network too" + (", and of the uniformly narrower one" if uniform else ""),
         _sum(_product(tasks, _times(PROGRAM_S, tuned * targets)), _times(epoch, training)),
     )
     yield Phase("export", "test split, library, ONNX, report", _times(EXPORT_S, targets))
@@ -265,7 +194,21 @@ def in_words(span: Range | None) -> str:
 
 def run_folder(config: RunConfig) -> Path:
     """Where the run's files go."""
-    return Path(config.output) / config.run
+    return Path(config.output).expanduser() / config.run
+
+
+def records(config: RunConfig) -> str:
+    """Where the programs lie that the run shares with others, if it does."""
+    from orchestrator.store.sharing import sharing_of
+
+    sharing = sharing_of(config)
+    if sharing is None:
+        return "not shared with other runs (records.share is false)"
+    if sharing.path is None:
+        return f"not shared with other runs ({sharing.problem})"
+    if not sharing.takes:
+        return f"{sharing.path} (gives to other runs; takes none, because of targets[].recording)"
+    return f"{sharing.path} (shared with other runs)"
 
 
 def terminal_width() -> int:

@@ -29,12 +29,14 @@ class TrainingBars:
         self._progress: Progress | None = None
         if sys.stdout.isatty():
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("epoch {task.fields[epoch]}, loss {task.fields[loss]:.3f}"),
-                TextColumn("{task.fields[accuracy]}"),
+                TextColumn(
+                    "epoch {task.fields[epoch]}, loss {task.fields[loss]:.3f}", markup=False
+                ),
+                TextColumn("{task.fields[accuracy]}", markup=False),
                 TimeElapsedColumn(),
-                console=Console(),
+                console=Console(emoji=False),
                 transient=True,
             )
 
@@ -57,7 +59,7 @@ class TrainingBars:
         if self._progress is None:
             print(text, flush=True)
         else:
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._progress.console.print(text, markup=False, highlight=False, emoji=False)
 
     def update(self) -> None:
         """Look at what the trainings wrote last."""

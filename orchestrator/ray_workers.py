@@ -21,7 +21,8 @@ from orchestrator.policies.retry import Failure, FailureClass
 from orchestrator.reaper import MARK, start_reaper
 from orchestrator.store.base import Ledger
 from orchestrator.store.reader import LEDGER
-from orchestrator.table_actor import LedgerClient, TableClient, start_table
+from orchestrator.store.sharing import sharing_of
+from orchestrator.table_actor import LedgerClient, TableClient, ray_expected, start_table
 from schemas.config import RunConfig
 from schemas.work import Outcome, Work
 from workers.context import RunContext
@@ -48,7 +49,7 @@ def open_ray(config: RunConfig, run_dir: Path) -> tuple[Ledger, Workers]:
     """Connect to Ray, or start it on this machine; the run's ledger and workers in it."""
     connection = _connect(config)
     folder = run_dir.absolute()
-    ledger = _RayLedger(start_table(folder / LEDGER), connection)
+    ledger = _RayLedger(start_table(folder / LEDGER, sharing_of(config)), connection)
     context = RunContext(
         run_dir=str(folder),
         artifacts=str(folder / "artifacts"),
@@ -75,20 +76,23 @@ class RayWorkers:
 
     def submit(self, work: Work) -> Hashable:
         """A task for a training, a call of the target's actor for the rest."""
-        if is_training(work):
-            ref, target = self._training().remote(work.model_dump_json(), self._context_json), None
-        else:
-            target = str(getattr(work, "target", ""))
-            ref = self._actor(target).run.remote(work.model_dump_json())
+        text, target = work.model_dump_json(), None
+        with ray_expected(work.kind):
+            if is_training(work):
+                ref = self._training().remote(text, self._context_json)
+            else:
+                target = str(getattr(work, "target", ""))
+                ref = self._actor(target).run.remote(text)
         self._targets[ref] = target
         return _handle(ref)
 
     def wait(self, handles: Sequence[Hashable], timeout_s: float) -> list[Finished]:
         """What ends first, and all that has ended with it."""
         refs: list[Any] = list(handles)
-        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
-        if ready:
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        with ray_expected("work in flight"):
+            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+            if ready:
+                ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         return [self._finished(ref) for ref in ready]
 
     def cancel(self, handles: Sequence[Hashable]) -> None:
@@ -175,7 +179,7 @@ def sort_failure(error: Exception) -> Failure:
     elif isinstance(cause, TimeoutError):
         kind = "timed_out"
     elif isinstance(cause, OSError):  # a full disk or a missing file: its text says which
-        kind = "user_error"
+        kind = "system_error"
     lines = str(cause).strip().splitlines()
     text = lines[0] if lines else ""
     if kind == "internal_error":  # its text alone may be as little as a missing key

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,27 +50,23 @@ def is_locked(run_dir: Path) -> bool:
 
 
 class EventFile:
-    """Appends events, each a line; what a killed process left out or left torn is mended first."""
+    """The ledger's events, each a line. It is a copy: what it holds besides is written over."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, events: Sequence[Event]) -> None:
+        """Begin with all events so far."""
         self._path = run_dir / EVENTS
-        self.last = self._mend()
+        self.last = events[-1].sequence if events else 0
+        text = "".join(_line(event) for event in events).encode()
+        if not self._path.exists() or self._path.read_bytes() != text:
+            self._path.write_bytes(text)
 
-    def append(self, events: Iterable[Event]) -> None:
-        """Write the events that are not in the file yet."""
+    def append(self, events: Sequence[Event]) -> None:
+        """Write the events that have come since."""
         with self._path.open("a", encoding="utf-8") as file:
             for event in events:
-                if event.sequence > self.last:
-                    file.write(event.model_dump_json() + "\n")
-                    self.last = event.sequence
+                file.write(_line(event))
+                self.last = event.sequence
 
-    def _mend(self) -> int:
-        if not self._path.exists():
-            return 0
-        data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole))
-        lines = whole.splitlines()
-        return int(json.loads(lines[-1])["sequence"]) if lines else 0
+
+def _line(event: Event) -> str:
+    return event.model_dump_json() + "\n"

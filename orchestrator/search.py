@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.policies.gates import accuracy_refusal
+from orchestrator.policies.gates import accuracy_refusal, floor_of
 from orchestrator.policies.judge import judge, pointless
 from orchestrator.policies.propose import propose, rank_tasks
 from orchestrator.policies.screen import Rejection, choose
@@ -18,6 +18,8 @@ from orchestrator.search_parts import (
     rejected,
     retuning,
     screening,
+    searched_s,
+    spent_budget,
     stop,
     with_decisions,
 )
@@ -37,6 +39,7 @@ from orchestrator.states import (
     Tuning,
 )
 from orchestrator.transition import Clock, Transition
+from orchestrator.wording import count
 from schemas.config import RunConfig
 from schemas.work import (
     Compared,
@@ -56,16 +59,10 @@ def prepared(state: Preparing, outcomes: Outcomes, config: RunConfig, clock: Clo
     """Set the floor; one above the dense network's accuracy cannot be met."""
     key = PrepareWork().key
     dense = get(outcomes, key, Prepared).dense
-    drop, floor = config.prune.max_accuracy_drop, config.prune.accuracy_floor
-    if floor is None:
-        floor = max(0.0, dense.val_accuracy - (drop or 0.0))
+    floor = floor_of(dense.val_accuracy, config.prune)
     if floor > dense.val_accuracy:
-        error = (
-            f"prune.accuracy_floor is {floor:g}, above the dense network's validation accuracy of "
-            f"{dense.val_accuracy:.4f}: set it to {int(dense.val_accuracy * 1000) / 1000:g} or "
-            "less, or train the dense network longer (train.epochs), and give the run a new name"
-        )
-        failed = Failed(target=state.target, error=error, resume=None)
+        error = _too_high(floor, dense.val_accuracy)
+        failed = Failed(target=state.target, error=error, wrong_input=True, resume=state)
         return Transition(next_state=failed, message=error)
     fraction = config.compare_uniform
     uniform = (
@@ -84,6 +81,16 @@ def prepared(state: Preparing, outcomes: Outcomes, config: RunConfig, clock: Clo
     following = Tuning(target=state.target, search=found)
     message = f"validation accuracy {dense.val_accuracy:.4f}, floor {floor:.4f}"
     return Transition(next_state=following, message=message)
+
+
+def _too_high(floor: float, val_accuracy: float) -> str:
+    attainable = int(val_accuracy * 1000) / 1000
+    lower = f"set it to {attainable:g} or less and give the same command again, or "
+    return (
+        f"prune.accuracy_floor is {floor:g}, above the dense network's validation accuracy of "
+        f"{val_accuracy:.4f}: {lower if attainable else ''}train the dense network longer "
+        "(train.epochs) under another name in run"
+    )
 
 
 def tuned(state: Tuning, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
@@ -109,11 +116,9 @@ def ranked(state: Ranking, outcomes: Outcomes, config: RunConfig, clock: Clock) 
 def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
     """Make candidates, unless a budget is spent or none is left."""
     found = state.search
-    hours = (clock.wall_s - (found.began_s or 0.0)) / 3600.0
-    if found.round >= config.budget.max_rounds:
-        return stop(state, f"budget.max_rounds: {config.budget.max_rounds} rounds are done")
-    if hours >= config.budget.max_hours:
-        return stop(state, f"budget.max_hours: {hours:.2f} of {config.budget.max_hours:g} hours")
+    spent = spent_budget(found, searched_s(found, clock), config.budget)
+    if spent:
+        return stop(state, spent, clock)
     proposal = propose(
         state.ranking,
         programs_of(outcomes, found.tuned_key),
@@ -125,7 +130,7 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
     )
     if not proposal.candidates:
         why = "; ".join(proposal.passed_over) or "no task has a prunable group"
-        return stop(state, f"no step is left that pays ({why})")
+        return stop(state, f"no step is left that pays ({why})", clock)
     following = Screening(
         target=state.target,
         search=found.model_copy(update={"round": found.round + 1}),
@@ -133,7 +138,8 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
         candidates=proposal.candidates,
     )
     tasks = ", ".join(dict.fromkeys(item.task_name for item in proposal.candidates))
-    message = f"round {found.round + 1}: {len(proposal.candidates)} candidates for {tasks}"
+    candidates = count(len(proposal.candidates), "candidate")
+    message = f"round {found.round + 1}: {candidates} for {tasks}"
     return Transition(next_state=following, message=message)
 
 
@@ -157,7 +163,8 @@ def screened(state: Screening, outcomes: Outcomes, config: RunConfig, clock: Clo
         waiting=choice.waiting,
     )
     faster = len(choice.chosen) + len(choice.waiting)
-    message = f"{faster} of {len(pairs)} candidates are faster, {len(choice.chosen)} are trained"
+    candidates = count(len(pairs), "candidate")
+    message = f"{faster} of {candidates} faster by the programs, {len(choice.chosen)} to be trained"
     return Transition(next_state=following, message=message)
 
 
@@ -198,7 +205,8 @@ def fine_tuned(
         contenders=tuple(contenders),
         waiting=waiting,
     )
-    message = f"{len(contenders)} of {len(state.chosen)} candidates kept their accuracy"
+    candidates = count(len(state.chosen), "candidate")
+    message = f"{len(contenders)} of {candidates} kept the accuracy"
     return Transition(next_state=following, message=message)
 
 

@@ -17,8 +17,9 @@ from orchestrator.states import (
     Search,
     Tuning,
 )
-from orchestrator.transition import Transition
-from schemas.config import RunConfig
+from orchestrator.transition import Clock, Transition
+from orchestrator.wording import count
+from schemas.config import BudgetConfig, RunConfig
 from schemas.work import Candidate, CompareWork, FineTuneWork, ScreenWork, TuneWork
 
 
@@ -33,7 +34,8 @@ def dense_tuning(state: Tuning, config: RunConfig) -> TuneWork:
 
 def screening(state: Screening | FineTuning | Judging, candidate: Candidate) -> ScreenWork:
     """The transplant of one candidate."""
-    return ScreenWork(target=state.target, candidate=candidate)
+    costs_ms = {task.task_id: task.call_ms for task in state.ranking}
+    return ScreenWork(target=state.target, candidate=candidate, costs_ms=costs_ms)
 
 
 def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
@@ -67,12 +69,29 @@ def retuning(state: Retuning, config: RunConfig) -> TuneWork:
     )
 
 
-def stop(state: Proposing, why: str) -> Transition:
+def searched_s(found: Search, clock: Clock) -> float:
+    """How long the search has been going on."""
+    return clock.wall_s - (found.began_s or 0.0)
+
+
+def spent_budget(found: Search, seconds: float, budget: BudgetConfig) -> str:
+    """The budget that ends a search of so many seconds, by its field; empty while all last."""
+    if found.round >= budget.max_rounds:
+        return f"budget.max_rounds: {count(budget.max_rounds, 'round')} done"
+    hours = seconds / 3600.0
+    if hours >= budget.max_hours:
+        return f"budget.max_hours: {hours:.2f} of {budget.max_hours:g} hours"
+    return ""
+
+
+def stop(state: Proposing, why: str, clock: Clock) -> Transition:
     """End the search well."""
-    found = state.search.model_copy(update={"stopped_by": why})
+    found = state.search.model_copy(
+        update={"stopped_by": why, "searched_s": searched_s(state.search, clock)}
+    )
     return Transition(
         next_state=FinishTraining(target=state.target, search=found),
-        message=f"the search ends after {found.accepted} accepted steps: {why}",
+        message=f"the search ends after {count(found.accepted, 'accepted step')}: {why}",
     )
 
 
@@ -94,7 +113,7 @@ def back(
         search=found.model_copy(update={"set_aside": aside}),
         ranking=state.ranking,
     )
-    return Transition(next_state=following, message=f"{why}; {len(aside)} tasks set aside")
+    return Transition(next_state=following, message=f"{why}; {count(len(aside), 'task')} set aside")
 
 
 def rejected(

@@ -16,10 +16,11 @@ from schemas.work import Candidate
 
 
 class RankedTask(Schema):
-    """A task and what it costs the network: program latency times subgraphs."""
+    """A task and what it costs the network: the cost of a call times subgraphs."""
 
     task_id: str
     name: str
+    call_ms: float
     total_ms: float
     share: float = Field(description="Of the sum over all tasks.")
 
@@ -59,6 +60,7 @@ class Search(Schema):
     set_aside: tuple[str, ...] = Field(default=(), description="Tasks, until a step is accepted.")
     decisions: tuple[Decision, ...] = ()
     stopped_by: str = ""
+    searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
 
 
 class _State(Schema):
@@ -161,7 +163,7 @@ class Exporting(_State):
 
 
 class Done(_State):
-    """Everything has been handed over."""
+    """Everything has been handed over. With more of the budget that ended it, it goes on."""
 
     is_terminal: ClassVar[bool] = True
 
@@ -187,13 +189,16 @@ WorkingState = Annotated[
 
 
 class Failed(_State):
-    """The target cannot go on. The same command goes on from ``resume``, where there is one."""
+    """The target cannot go on. The same command goes on from ``resume``."""
 
     is_terminal: ClassVar[bool] = True
 
     kind: Literal["failed"] = "failed"
     error: str
-    resume: WorkingState | None = Field(description="None when only another run can help.")
+    wrong_input: bool = Field(
+        default=False, description="Whether the configuration, or what it names, has to be mended."
+    )
+    resume: WorkingState
 
 
 class Cancelled(_State):
@@ -246,7 +251,7 @@ TRANSITIONS: dict[type[_State], tuple[type[_State], ...]] = {
         state: (*following, *((Failed,) if state in _AT_WORK else ()), Cancelled)
         for state, following in _FORWARD.items()
     },
-    Done: (),
+    Done: (Ranking,),
     Failed: _AT_WORK,
     Cancelled: tuple(_FORWARD),
 }

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.speedup import interquartile_range, is_dense, lower_bound, verdict_of
 from schemas.base import content_key
 from schemas.network import ChannelGroup, Structure, Trained
 from schemas.record import RunRecord, StepRecord, TargetRecord, WorkRecord
@@ -22,7 +23,6 @@ from schemas.summary import (
     TargetSummary,
     TaskSummary,
 )
-from schemas.table import Measurement
 from schemas.work import (
     Compared,
     Exported,
@@ -63,23 +63,6 @@ def summary_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Summary.model_json_schema(mode="serialization"),
     }
-
-
-def lower_bound(ratios: Sequence[float], confidence: float) -> float | None:
-    """The one-sided lower confidence bound of the median of ``ratios``; None for too few.
-
-    By order statistics (the sign test), so nothing is assumed of the distribution: the k-th
-    smallest ratio, with the largest k for which fewer than k of n fair coins show heads with
-    probability at most 1 - confidence.
-    """
-    count = len(ratios)
-    below, rank = 0.0, 0
-    for heads in range(count):
-        below += math.comb(count, heads) / 2**count
-        if below > 1.0 - confidence:
-            break
-        rank = heads + 1
-    return sorted(ratios)[rank - 1] if rank else None
 
 
 # -------------------------------------------------------------------- finding in the record
@@ -178,26 +161,35 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
     work = list(work_of(record, target))
     tuned = [found for found in map(tuned_by, work) if found is not None]
     before = exported.dense_tuned if exported else _tuned_for(work, Structure())
+    dense = final is not None and prepared is not None and is_dense(final, prepared.dense)
     after = exported.final_tuned if exported else None
     if after is None and final is not None:
         after = _tuned_for(work, final.structure)
-    ratios = exported.speedup_ratios if exported else ()
+    if dense:
+        after = None
+    confidence = record.config.prune.confidence
+    ratios = exported.speedup_ratios if exported and not dense else ()
     trained = [found for found in map(trained_by, work) if found is not None]
     return TargetSummary(
         target=target.target,
         device_model=next((t.device_model for t in reversed(tuned)), None)
         or (before.device_model if before else None),
-        simulated=_simulated(record, target, exported),
+        simulated=_simulated(record, target, work, exported),
         accuracy_floor=target.accuracy_floor,
         baseline=_network(exported.dense, batch) if exported else None,
         final=_network(exported.final, batch) if exported else None,
         uniform=_network(exported.uniform, batch) if exported and exported.uniform else None,
+        uniform_speedup=_uniform_speedup(exported) if exported else None,
         speedup=statistics.median(ratios) if ratios else None,
-        speedup_low=lower_bound(ratios, record.config.prune.confidence) if ratios else None,
+        speedup_low=lower_bound(ratios, confidence) if ratios else None,
+        speedup_pairs=len(ratios),
+        speedup_verdict=verdict_of(exported, confidence, dense=dense) if exported else None,
         steps=[_step(step) for step in target.steps],
         widths=_widths(prepared.groups if prepared else (), final),
         tasks_before=_tasks(before),
         tasks_after=_tasks(after),
+        outside_tasks_before=_outside_tasks(before),
+        outside_tasks_after=_outside_tasks(after),
         measured_programs=sum(found.measured_programs for found in tuned),
         measured_models=sum(_models(item) for item in work),
         failed_programs=sum(found.failed_programs for found in tuned),
@@ -205,6 +197,7 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         train_s=sum(network.train_s for network in trained),
         library_check=_check(exported) if exported else None,
         artifacts=exported.artifacts if exported else {},
+        notes=list(exported.notes) if exported else [],
         stopped_by=target.stopped_by,
     )
 
@@ -213,7 +206,7 @@ def _network(network: ExportedNetwork, batch_size: int) -> NetworkSummary:
     latency = network.latency.latency_ms
     return NetworkSummary(
         latency_ms=latency,
-        latency_ms_iqr=_iqr(network.latency),
+        latency_ms_iqr=interquartile_range(network.latency.run_ms),
         fps=batch_size / latency * 1000.0 if latency > 0 else 0.0,
         val_accuracy=network.val_accuracy,
         test_accuracy=network.test_accuracy,
@@ -222,11 +215,11 @@ def _network(network: ExportedNetwork, batch_size: int) -> NetworkSummary:
     )
 
 
-def _iqr(measurement: Measurement) -> float:
-    if len(measurement.run_ms) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(measurement.run_ms, n=4, method="inclusive")
-    return high - low
+def _uniform_speedup(exported: Exported) -> float | None:
+    """Of medians alone: the uniform network was compared with the dense one by itself."""
+    if exported.uniform is None:
+        return None
+    return exported.dense.latency.latency_ms / exported.uniform.latency.latency_ms
 
 
 def _step(step: StepRecord) -> StepSummary:
@@ -257,20 +250,27 @@ def _tasks(tuned: Tuned | None) -> list[TaskSummary]:
         return []
     names = {task.task_id: task.name for task in tuned.table.tasks}
     ran = [entry for entry in tuned.latencies if math.isfinite(entry.latency_ms)]
-    total = sum(entry.latency_ms * tuned.table.weight(entry.task_id) for entry in ran)
-    entries = sorted(ran, key=lambda entry: -entry.latency_ms * tuned.table.weight(entry.task_id))
+    total = sum(entry.cost_ms * tuned.table.weight(entry.task_id) for entry in ran)
+    entries = sorted(ran, key=lambda entry: -entry.cost_ms * tuned.table.weight(entry.task_id))
     return [
         TaskSummary(
             task=names.get(entry.task_id, entry.task_id[:12]),
             modules=list(tuned.table.modules(entry.task_id)),
             subgraphs=tuned.table.weight(entry.task_id),
             program_ms=entry.latency_ms,
-            share=entry.latency_ms * tuned.table.weight(entry.task_id) / total if total else 0.0,
+            in_model_ms=entry.in_model_ms,
+            share=entry.cost_ms * tuned.table.weight(entry.task_id) / total if total else 0.0,
             channel_tiles=list(entry.channel_tiles),
             trials=entry.lineage_trials,
         )
         for entry in entries
     ]
+
+
+def _outside_tasks(tuned: Tuned | None) -> float | None:
+    if tuned is None or not tuned.model_ms:
+        return None
+    return 1.0 - tuned.sum_ms / tuned.model_ms
 
 
 def _tuned_for(work: Sequence[WorkRecord], structure: Structure) -> Tuned | None:
@@ -306,11 +306,15 @@ def _check(exported: Exported) -> LibraryCheck:
     )
 
 
-def _simulated(record: RunRecord, target: TargetRecord, exported: Exported | None) -> bool:
-    """Whether any latency came from a recording."""
+def _simulated(
+    record: RunRecord, target: TargetRecord, work: Sequence[WorkRecord], exported: Exported | None
+) -> bool:
+    """Whether any latency came from a recording or from simulated devices."""
     if any(t.name == target.target and t.device == "replay" for t in record.config.targets):
+        return True
+    if any(tuned.simulated for tuned in map(tuned_by, work) if tuned is not None):
         return True
     measurements = [step.comparison.candidate for step in target.steps if step.comparison]
     if exported:
         measurements += [exported.dense.latency, exported.final.latency]
-    return any(measurement.device_kind == "replay" for measurement in measurements)
+    return any(measurement.simulated for measurement in measurements)

@@ -5,7 +5,8 @@ The driver holds a ``LedgerClient``, workers a ``TableClient``, which reaches th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ import ray
 
 from orchestrator.states import AnyState
 from orchestrator.store.base import Event, Ledger, LedgerError, RunInfo, Standing
-from orchestrator.store.sqlite import SqliteLedger
+from orchestrator.store.sharing import Sharing, SharingLedger
+from orchestrator.transition import IllegalTransition
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
 from schemas.table import Program
@@ -28,16 +30,21 @@ Answer = TypeVar("Answer")
 class TableActor:
     """Holds the ledger of one run; every call is one call of the ledger."""
 
-    def __init__(self, path: str) -> None:
-        self._ledger = SqliteLedger(Path(path))
+    def __init__(self, path: str, sharing: Sharing | None) -> None:
+        self._path = Path(path)
+        self._sharing = sharing
+        self._ledger: SharingLedger | None = None
 
     def call(self, method: str, *values: object) -> object:
         """Call a method of the ledger."""
+        # Opened here: of an error in its constructor an actor's callers learn the text alone.
+        if self._ledger is None:
+            self._ledger = SharingLedger(self._path, self._sharing)
         return getattr(self._ledger, method)(*values)
 
 
-def start_table(path: Path) -> Any:
-    """Start the actor on this node, where the file is. It comes back when its process is lost."""
+def start_table(path: Path, sharing: Sharing | None = None) -> Any:
+    """Start the actor on this node, where the files are. It comes back when its process is lost."""
     node_id = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(TableActor)
     return actor.options(
@@ -45,7 +52,25 @@ def start_table(path: Path) -> Any:
         max_restarts=-1,
         max_task_retries=-1,
         label_selector={"ray.io/node-id": node_id},
-    ).remote(str(path.absolute()))
+    ).remote(str(path.absolute()), sharing)
+
+
+class RayDied(LedgerError):
+    """Ray, and with it the table's process, is gone."""
+
+
+@contextmanager
+def ray_expected(what: str) -> Iterator[None]:
+    """Take an error of Ray itself for its end: a process of ours that dies comes back."""
+    try:
+        yield
+    except (ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+        raise
+    except ray.exceptions.RayError as error:
+        raise RayDied(
+            f"Ray has died, or the node of it that holds the run's record ({what} got no "
+            "answer): give the same command again to go on, what was recorded is safe"
+        ) from error
 
 
 class _Client:
@@ -57,14 +82,17 @@ class _Client:
 
     def _call(self, method: str, *values: object) -> Any:
         try:
-            return ray.get(self._actor.call.remote(method, *values), timeout=self._timeout_s)
+            with ray_expected(method):
+                return ray.get(self._actor.call.remote(method, *values), timeout=self._timeout_s)
         except ray.exceptions.GetTimeoutError as error:
             raise LedgerError(
                 f"the table did not answer {method} within {self._timeout_s:g} s: "
                 "run the same command again to go on"
             ) from error
-        except ray.exceptions.RayActorError as error:
-            raise LedgerError(f"the table is lost during {method}: {error}") from error
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, LedgerError | IllegalTransition):
+                raise error.cause from None
+            raise
 
 
 class TableClient(_Client):
@@ -135,6 +163,9 @@ class LedgerClient(TableClient, Ledger):
     def all_work(self) -> list[WorkRecord]:
         found: list[WorkRecord] = self._call("all_work")
         return found
+
+    def remarks(self) -> list[str]:
+        return _as(list, self._call("remarks"))
 
     def close(self) -> None:
         """Close the file in the actor's process and end it. Closing again does nothing."""

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from schemas.base import Schema
 
@@ -14,7 +22,28 @@ _REFERENCE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 Fraction = Field(ge=0.0, le=1.0)
 
 
-class ModelConfig(Schema):
+class Section(Schema):
+    """A part of the configuration. It is kept as JSON, which knows no infinite numbers.
+
+    A truth value is not taken for a number.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            kinds = get_args(annotation) or (annotation,)
+            if int in kinds:
+                raise PydanticKnownError("int_type")
+            if float in kinds:
+                raise PydanticKnownError("float_type")
+        return value
+
+
+class ModelConfig(Section):
     """Which network to prune."""
 
     name: str = Field(
@@ -22,7 +51,7 @@ class ModelConfig(Schema):
         description="A network of this project (small_resnet), torchvision:NAME, or "
         "module:function.",
     )
-    arguments: dict[str, Any] = Field(
+    arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments handed to the model's constructor."
     )
     checkpoint: str | None = Field(
@@ -32,7 +61,7 @@ class ModelConfig(Schema):
     )
 
 
-class DataConfig(Schema):
+class DataConfig(Section):
     """Which images to train, validate and test on. Nothing is downloaded."""
 
     name: str = Field(
@@ -40,7 +69,7 @@ class DataConfig(Schema):
         description="digits, cifar10, imagefolder, or module:function returning the three splits.",
     )
     root: str | None = Field(default=None, description="Folder of cifar10 or imagefolder data.")
-    arguments: dict[str, Any] = Field(
+    arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments handed to module:function."
     )
     image_size: int = Field(default=32, ge=1, description="Height and width in pixels.")
@@ -67,14 +96,14 @@ class DataConfig(Schema):
         return self
 
 
-class InputConfig(Schema):
+class InputConfig(Section):
     """The input the deployed network takes."""
 
     batch_size: int = Field(default=1, ge=1, description="Images in one inference.")
     dtype: Literal["float32"] = Field(default="float32", description="Element type of the network.")
 
 
-class TrainConfig(Schema):
+class TrainConfig(Section):
     """How the dense network is trained, and the recipe that fine-tuning shortens."""
 
     epochs: int = Field(default=8, ge=0)
@@ -92,7 +121,7 @@ class TrainConfig(Schema):
     timeout_s: float = Field(default=86_400.0, gt=0.0, description="Longest one training may take.")
 
 
-class FineTuneConfig(Schema):
+class FineTuneConfig(Section):
     """Training after pruning; the rest of the recipe is that of ``train``."""
 
     schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
@@ -106,7 +135,7 @@ class FineTuneConfig(Schema):
     max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
 
 
-class PruneConfig(Schema):
+class PruneConfig(Section):
     """What may be pruned, how filters are chosen, and when a step is taken."""
 
     ranking: Literal["l1", "l2", "fpgm"] = Field(
@@ -164,7 +193,7 @@ class PruneConfig(Schema):
         return self
 
 
-class TuneConfig(Schema):
+class TuneConfig(Section):
     """The search for programs. Trials are measured programs."""
 
     trials_per_task: int = Field(
@@ -177,6 +206,17 @@ class TuneConfig(Schema):
         default=32,
         ge=1,
         description="In total, for each task of the final network and the baseline.",
+    )
+    min_trials_per_task: int = Field(
+        default=16,
+        ge=1,
+        description="What each task gets of the trials above; the rest goes where it pays most.",
+    )
+    max_s: float | None = Field(
+        default=None, gt=0.0, description="Longest search for the programs of one network."
+    )
+    max_device_s: float | None = Field(
+        default=None, gt=0.0, description="Longest use of the device by one such search."
     )
     round_size: int = Field(
         default=16, ge=1, description="Programs built and measured in one batch."
@@ -192,17 +232,23 @@ class TuneConfig(Schema):
     )
 
 
-class MeasureConfig(Schema):
+class MeasureConfig(Section):
     """How latencies are taken on a device."""
 
     program_repeats: int = Field(default=3, ge=1)
     program_min_repeat_ms: int = Field(default=10, ge=0)
-    model_repeats: int = Field(default=10, ge=3, description="Pairs taken for one comparison.")
+    model_repeats: int = Field(
+        default=10,
+        ge=3,
+        description="Pairs taken for one comparison. With n pairs the speed-up has a lower bound "
+        "where 0.5^n is at most 1 - prune.confidence: from 6 pairs on at 0.97, from 5 on at 0.95.",
+    )
     model_min_repeat_ms: int = Field(default=30, ge=0)
     cache_flush_bytes: int = Field(
         default=0,
         ge=0,
-        description="Bytes written before each repeat to empty the device's caches.",
+        description="Bytes written before each repeat of a program, then one call, to empty the "
+        "device's caches. 0: repeats of many calls, which find them warm.",
     )
     session_timeout_s: int = Field(default=60, ge=1, description="Lease of one device session.")
     device_wait_s: float = Field(
@@ -213,34 +259,50 @@ class MeasureConfig(Schema):
     )
 
 
-class TargetConfig(Schema):
+class TargetConfig(Section):
     """One kind of device to compile for and measure on."""
 
     name: str = Field(default="host", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     device: Literal["local", "tracker", "replay"] = Field(
         default="local",
-        description="local: a device server started on this machine. tracker: a device that "
-        "another agent registered. replay: answers from a recording, labelled so in every result.",
+        description="local: a device server started on this machine. tracker: devices that other "
+        "agents registered. replay: answers from a recording, labelled so in every result.",
     )
-    tvm_target: dict[str, Any] | Literal["host"] = Field(
+    tvm_target: dict[str, JsonValue] | Literal["host"] = Field(
         default="host", description="A TVM target as a dictionary, or host for this machine's CPU."
     )
     threads: int = Field(
         default=0, ge=0, description="Threads of the device; 0 means all its cores."
     )
-    cores: list[int] | None = Field(
-        default=None, description="Core mask of a local device; without it all cores, shared."
+    cores: list[Annotated[int, Field(ge=0, strict=True)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="Core mask of a local device; without it all cores, shared.",
     )
     key: str = Field(default="local", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Tracker key.")
     tracker_host: str = "127.0.0.1"
     tracker_port: int | None = Field(
         default=None, ge=1, le=65535, description="Required for device: tracker."
     )
+    max_devices: int = Field(
+        default=32,
+        ge=1,
+        description="tracker: most devices of the key that measure at once, of those that are "
+        "free; no more than the programs of a batch (tune.round_size).",
+    )
     recording: str | None = Field(
         default=None,
         description="local and tracker: a file to record answers to. replay: the file to answer "
         "from.",
     )
+
+    @field_validator("cores")
+    @classmethod
+    def _distinct_cores(cls, value: list[int] | None) -> list[int] | None:
+        repeated = {core for core in value or () if (value or []).count(core) > 1}
+        if repeated:
+            raise ValueError(f"core {min(repeated)} is named more than once; name each core once")
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> TargetConfig:
@@ -251,8 +313,8 @@ class TargetConfig(Schema):
         return self
 
 
-class BudgetConfig(Schema):
-    """When to stop although steps still pay. These alone may change when a run is resumed."""
+class BudgetConfig(Section):
+    """When to stop although steps still pay. May change when a run is resumed."""
 
     max_rounds: int = Field(default=30, ge=0, description="Rounds of propose and judge.")
     max_hours: float = Field(
@@ -260,7 +322,25 @@ class BudgetConfig(Schema):
     )
 
 
-class ClusterConfig(Schema):
+class RecordsConfig(Section):
+    """Measured programs that runs share. May change when a run is resumed."""
+
+    share: bool = Field(
+        default=True, description="Take over programs that other runs measured, and give one's own."
+    )
+    path: str | None = Field(
+        default=None,
+        description="File that holds them, on a local disk of the machine that the run is started "
+        "on. Default: cprune/records.sqlite in $XDG_CACHE_HOME, or in ~/.cache.",
+    )
+    max_mb: float = Field(
+        default=1000.0,
+        gt=0.0,
+        description="Megabytes of programs kept; those unused for the longest time go first.",
+    )
+
+
+class ClusterConfig(Section):
     """Where Ray runs. Without an address (and RAY_ADDRESS) it is started on this machine."""
 
     address: str | None = None
@@ -269,7 +349,7 @@ class ClusterConfig(Schema):
     )
 
 
-class RunConfig(Schema):
+class RunConfig(Section):
     """A whole run."""
 
     run: str = Field(
@@ -292,6 +372,7 @@ class RunConfig(Schema):
     measure: MeasureConfig = MeasureConfig()
     targets: list[TargetConfig] = Field(default_factory=lambda: [TargetConfig()], min_length=1)
     budget: BudgetConfig = BudgetConfig()
+    records: RecordsConfig = RecordsConfig()
     cluster: ClusterConfig = ClusterConfig()
     compare_uniform: float | None = Field(
         default=None,

@@ -65,6 +65,9 @@ class RunRecord(Schema):
     config: RunConfig
     state: RunState
     error: str
+    wrong_input: bool = Field(
+        default=False, description="Whether all that failed did so by what the user gave."
+    )
     started: int
     wall_s: float
     phases_s: dict[str, float]

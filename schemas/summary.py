@@ -8,6 +8,8 @@ from pydantic import Field
 
 from schemas.base import Schema
 
+SpeedupVerdict = Literal["faster", "slower", "not_distinguishable", "too_noisy", "dense"]
+
 
 class NetworkSummary(Schema):
     """One network as deployed on one device."""
@@ -45,10 +47,18 @@ class TaskSummary(Schema):
     task: str
     modules: list[str]
     subgraphs: int
-    program_ms: float
-    share: float = Field(description="Of the sum over all tasks.")
+    program_ms: float = Field(description="One call of the program by itself.")
+    in_model_ms: float | None = Field(
+        description="One call inside the network; None where that was not watched."
+    )
+    share: float = Field(description="Of the sum over all tasks, inside the network if known.")
     channel_tiles: list[int]
     trials: int
+
+    @property
+    def cost_ms(self) -> float:
+        """Of one call: inside the network, or of the program by itself where that is unknown."""
+        return self.program_ms if self.in_model_ms is None else self.in_model_ms
 
 
 class LibraryCheck(Schema):
@@ -64,30 +74,54 @@ class TargetSummary(Schema):
 
     target: str
     device_model: str | None
-    simulated: bool = Field(description="True when latencies came from a recording.")
+    simulated: bool = Field(
+        description="True when latencies came from a recording or from simulated devices."
+    )
     accuracy_floor: float | None
     baseline: NetworkSummary | None
     final: NetworkSummary | None
     uniform: NetworkSummary | None = Field(
         description="The uniformly narrower network, where asked for."
     )
+    uniform_speedup: float | None = Field(
+        description="Baseline / uniform latency, of the medians of two comparisons: approximate."
+    )
     speedup: float | None = Field(
-        description="Baseline / final latency, median of the paired ratios."
+        description="Baseline / final latency, median of the paired ratios, which is not quite the "
+        "ratio of the two medians. None before the export, and where no step was accepted: the "
+        "final network is then the dense one, and a ratio of the two would be noise."
     )
     speedup_low: float | None = Field(
-        description="Lower bound of the speed-up at the run's confidence."
+        description="Lower bound of the speed-up at the run's confidence; None for too few pairs."
+    )
+    speedup_pairs: int = Field(description="Pairs behind the speed-up.")
+    speedup_verdict: SpeedupVerdict | None = Field(
+        description="faster, slower: beyond the noise at the run's confidence. "
+        "not_distinguishable: the bound does not clear 1. too_noisy: the ratio of the medians "
+        "differs from the median of the ratios by more than their interquartile range. dense: no "
+        "step was accepted, the result is the dense network. None before the export."
     )
     steps: list[StepSummary]
     widths: dict[str, tuple[int, int]] = Field(description="Group -> dense and final width.")
     tasks_before: list[TaskSummary]
-    tasks_after: list[TaskSummary]
-    measured_programs: int
+    tasks_after: list[TaskSummary] = Field(
+        description="Of the final network, or of what the accepted steps led to; empty where that "
+        "is the dense network."
+    )
+    outside_tasks_before: float | None = Field(
+        description="Share of the dense network's latency that lies in none of its tasks."
+    )
+    outside_tasks_after: float | None = Field(description="The same of the final network.")
+    measured_programs: int = Field(
+        description="By this run; those it took over from other runs do not count."
+    )
     measured_models: int
     failed_programs: int
     device_s: float
     train_s: float
     library_check: LibraryCheck | None
     artifacts: dict[str, str]
+    notes: list[str] = Field(default=[], description="What was not handed over, and why.")
     stopped_by: str = Field(description="Why the search ended.")
 
 
@@ -102,5 +136,8 @@ class Summary(Schema):
     )
     started: int = Field(description="How often the run was started.")
     versions: dict[str, str]
-    phases_s: dict[str, float] = Field(description="State -> wall-clock seconds spent in it.")
+    phases_s: dict[str, float] = Field(
+        description="State -> seconds spent in it, summed over the targets: several are worked on "
+        "at the same time, and their sum then exceeds wall_s."
+    )
     targets: list[TargetSummary]

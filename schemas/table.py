@@ -10,6 +10,11 @@ from schemas.base import Schema
 
 TaskKind = Literal["conv2d", "depthwise", "dense", "other"]
 
+SHARED_BATCH = "shared"
+"""Batch of the programs that a run took over from other runs."""
+WRONG_RESULT = "wrong result"
+"""What the error of a program begins with that ran and computed something else."""
+
 
 class Subgraph(Schema):
     """One fused call site of the compiled network."""
@@ -38,7 +43,7 @@ class Measurement(Schema):
 
     run_ms: tuple[float, ...] = Field(min_length=1, description="One mean per repeat.")
     device: str = Field(description="Which physical device answered.")
-    device_kind: Literal["local", "tracker", "replay"]
+    device_kind: Literal["local", "tracker", "replay", "simulated"]
     threads: int = Field(ge=1, description="Threads the device's runtime reported.")
     temperature_c: float | None = None
     canary_ratio: float | None = Field(
@@ -46,6 +51,11 @@ class Measurement(Schema):
         description="Time of a fixed small workload over its first time in the session.",
     )
     measured_at: float = Field(description="Seconds since the epoch.")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether no device took these latencies in this run: they prove nothing."""
+        return self.device_kind in ("replay", "simulated")
 
     @property
     def latency_ms(self) -> float:
@@ -75,7 +85,13 @@ class Program(Schema):
     )
     parent: str | None = Field(default=None, description="Program a transplant was taken from.")
     batch: str = Field(
-        default="", description="The unit of work and the round in it that measured the program."
+        default="",
+        description="The unit of work and the round in it that measured the program, or shared.",
+    )
+    position: int = Field(
+        default=0,
+        ge=0,
+        description="Place in the batch as it was proposed; devices answer in any order.",
     )
     lineage_trials: int = Field(
         default=0, ge=0, description="Of a transplant: trials behind the program it was taken from."
@@ -92,6 +108,16 @@ class Program(Schema):
         default=None,
         description="Largest difference from the untuned program's output, where checked.",
     )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another run measured it."""
+        return self.batch == SHARED_BATCH
+
+    @property
+    def is_condemned(self) -> bool:
+        """Whether it ran and computed something else than its task."""
+        return self.measurement is None and self.error.startswith(WRONG_RESULT)
 
     @property
     def latency_ms(self) -> float:

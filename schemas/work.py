@@ -7,11 +7,11 @@ run is started again.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from schemas.base import Schema, content_key
+from schemas.base import FOR_KEY, Schema, content_key
 from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
 from schemas.table import Comparison, Measurement, NetworkTable
 
@@ -74,6 +74,20 @@ class ScreenWork(_Work):
     kind: Literal["screen"] = "screen"
     target: str
     candidate: Candidate
+    costs_ms: dict[str, float] = Field(
+        default_factory=dict,
+        description="What one call of each of the parent's tasks costs the parent. Not in the key.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _timeless_in_keys(
+        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """The same candidate, however long its parent's programs took this time."""
+        data: dict[str, Any] = serialise(self)
+        if info.context == FOR_KEY:
+            data.pop("costs_ms")
+        return data
 
 
 class FineTuneWork(_Work):
@@ -133,7 +147,12 @@ class TaskLatency(Schema):
 
     task_id: str
     program_id: str | None = Field(description="None when no program of the task ran.")
-    latency_ms: float = Field(ge=0.0, description="Of one call of the program.")
+    latency_ms: float = Field(ge=0.0, description="Of one call of the program by itself.")
+    in_model_ms: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Of one call inside the whole network; None where that was not watched.",
+    )
     channel_tiles: tuple[int, ...] = ()
     reduction_tiles: tuple[int, ...] = ()
     vector_factors: tuple[int, ...] = Field(
@@ -144,6 +163,11 @@ class TaskLatency(Schema):
     lineage_trials: int = Field(
         ge=0, description="With those of the tasks its programs were transplanted from."
     )
+
+    @property
+    def cost_ms(self) -> float:
+        """What one call costs the network, as far as it is known."""
+        return self.latency_ms if self.in_model_ms is None else self.in_model_ms
 
 
 class Tuned(Schema):
@@ -157,6 +181,14 @@ class Tuned(Schema):
     failed_programs: int = Field(ge=0, description="Programs that did not build or run.")
     device_s: float = Field(ge=0.0)
     wall_s: float = Field(ge=0.0)
+    simulated: bool = Field(
+        default=False, description="Whether any latency came from no device of this run."
+    )
+    model_ms: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Of the whole network, measured with the latencies of the calls inside it.",
+    )
 
     def latency(self, task_id: str) -> TaskLatency:
         """The task's entry; KeyError when the network has no such task."""
@@ -167,8 +199,8 @@ class Tuned(Schema):
 
     @property
     def sum_ms(self) -> float:
-        """Program latency times subgraphs, over all tasks."""
-        return sum(entry.latency_ms * self.table.weight(entry.task_id) for entry in self.latencies)
+        """Cost of a call times subgraphs, over all tasks."""
+        return sum(entry.cost_ms * self.table.weight(entry.task_id) for entry in self.latencies)
 
 
 class Screened(Schema):
@@ -220,6 +252,7 @@ class Exported(Schema):
     max_abs_output: float = Field(ge=0.0, description="Largest absolute logit, for scale.")
     checked_images: int = Field(ge=1)
     artifacts: dict[str, str] = Field(description="What -> path relative to the run folder.")
+    notes: tuple[str, ...] = Field(default=(), description="What was left out, and why.")
     device_s: float = Field(ge=0.0)
 
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from workers.tuning.worker import TuningWorker
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the processes they start, share no records with the user's runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def table() -> Table:
     """The programs of the tuning ``worker``."""

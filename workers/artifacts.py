@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 _BLOCK = 1 << 20
 
@@ -36,13 +37,15 @@ class ArtifactStore:
     """
 
     def __init__(self, root: str) -> None:
+        """``root`` with ``://`` in it is an fsspec address, any other the path of a folder."""
         self.root = root
-        self._fs, path = fsspec.core.url_to_fs(root)
-        self._path: str = path.rstrip("/")
-        protocols = (
-            self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        self._fs, path = (
+            fsspec.core.url_to_fs(root)
+            if "://" in root
+            else (LocalFileSystem(), os.path.abspath(root))
         )
-        self._is_local = "file" in protocols
+        self._path: str = path.rstrip("/")
+        self._is_local = isinstance(self._fs, LocalFileSystem)
         self._cache = Path(self._path) if self._is_local else None
 
     def put_bytes(self, data: bytes, suffix: str = "") -> str:
@@ -98,10 +101,21 @@ class ArtifactStore:
         return f"{self._path}/{address[:2]}"
 
     def _find(self, address: str) -> str | None:
-        for path in self._fs.glob(f"{self._folder(address)}/{address}*"):
-            if not path.endswith(".part"):
-                return str(path)
+        # Listed and compared, not globbed: a folder's name may hold brackets.
+        folder = self._folder(address)
+        for name in self._names(folder):
+            if name.startswith(address) and not name.endswith(".part"):
+                return f"{folder}/{name}"
         return None
+
+    def _names(self, folder: str) -> list[str]:
+        """Names of the files in a folder; none where there is no such folder."""
+        try:
+            if self._is_local:
+                return os.listdir(folder)
+            return [path.rsplit("/", 1)[-1] for path in self._fs.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
 
     def _write(self, content: bytes | Path, name: str) -> None:
         folder = self._folder(name)

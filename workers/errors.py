@@ -24,6 +24,12 @@ class UserError(ValueError):
         return f"{sentence}; {self.hint}" if self.hint else sentence
 
 
+def cause_of(error: BaseException) -> str:
+    """An exception's kind and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
 class TrainingDiverged(UserError):
     """The loss became infinite or not a number."""
 

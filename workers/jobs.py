@@ -20,6 +20,7 @@ from schemas.work import (
     Work,
 )
 from workers.networks import Networks
+from workers.pruning.fold import exported_program
 from workers.pruning.surgery import prune_to
 from workers.training.metrics import evaluate
 from workers.training.train import ProgressEvent, train
@@ -64,6 +65,8 @@ class TrainingJobs:
     def _prepare(self) -> Prepared:
         model = self._networks.dense()
         groups = self._networks.groups
+        # Asked before training: a network that cannot be compiled is not worth hours of it.
+        exported_program(model, self._networks.batch)
         recipe = self._config.train
         if load_checkpoint(model, self._config.model):
             recipe = recipe.model_copy(update={"epochs": 0})

@@ -12,7 +12,8 @@ from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
 from workers.artifacts import ArtifactStore
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import materialise, network_info
-from workers.training.data import Splits, load_splits
+from workers.training.data import load_splits
+from workers.training.images import Splits
 from workers.training.networks import build_model, example_input
 from workers.training.weights import weights_from_bytes, weights_to_bytes
 

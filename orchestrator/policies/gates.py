@@ -6,6 +6,7 @@ import math
 import statistics
 
 from schemas.base import Schema
+from schemas.config import PruneConfig
 from schemas.table import Comparison
 
 _SLACK = 1e-9  # so that 0.98 - 0.01 counts as 0.97
@@ -52,6 +53,13 @@ def accuracy_refusal(
             f"({step_ratio:g} of the parent's {parent_val_accuracy:.4f})"
         )
     return ""
+
+
+def floor_of(dense_val_accuracy: float, prune: PruneConfig) -> float:
+    """The least validation accuracy a network may have."""
+    if prune.accuracy_floor is not None:
+        return prune.accuracy_floor
+    return max(0.0, dense_val_accuracy - (prune.max_accuracy_drop or 0.0))
 
 
 def meets_floor(val_accuracy: float, floor: float) -> bool:

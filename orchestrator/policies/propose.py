@@ -21,17 +21,16 @@ class Proposal(Schema):
 
 
 def rank_tasks(tuned: Tuned) -> tuple[RankedTask, ...]:
-    """The tasks by program latency times subgraphs, slowest first."""
+    """The tasks by the cost of a call times subgraphs, slowest first."""
     names = {task.task_id: task.name for task in tuned.table.tasks}
-    totals = {
-        entry.task_id: entry.latency_ms * tuned.table.weight(entry.task_id)
-        for entry in tuned.latencies
-    }
+    calls = {entry.task_id: entry.cost_ms for entry in tuned.latencies}
+    totals = {task_id: cost * tuned.table.weight(task_id) for task_id, cost in calls.items()}
     whole = sum(totals.values())
     return tuple(
         RankedTask(
             task_id=task_id,
             name=names.get(task_id, task_id),
+            call_ms=calls[task_id],
             total_ms=total,
             share=total / whole if whole > 0 else 0.0,
         )

@@ -7,13 +7,16 @@ from typing import Literal
 
 from schemas.base import Schema
 
-FailureClass = Literal["worker_lost", "device_lost", "timed_out", "user_error", "internal_error"]
+FailureClass = Literal[
+    "worker_lost", "device_lost", "timed_out", "user_error", "system_error", "internal_error"
+]
 
 MAX_RETRIES: Mapping[FailureClass, int] = {
     "worker_lost": 3,
     "device_lost": 2,
     "timed_out": 0,
     "user_error": 0,
+    "system_error": 0,
     "internal_error": 0,
 }
 """Retries of one unit of work in one start of the run. What a user must mend is never retried."""

@@ -37,10 +37,13 @@ def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) 
         if found.refused:
             reason = f"refused: {found.refused}"
         elif found.candidate_ms > limit_ms:
-            reason = (
-                f"screened at {found.candidate_ms:.4g} ms, above {limit_ms:.4g} ms "
-                f"({config.step_latency_ratio:g} of the parent's {found.parent_ms:.4g} ms)"
+            parent = f"the parent's {found.parent_ms:.4g} ms"
+            above = (
+                f"above {limit_ms:.4g} ms ({config.step_latency_ratio:g} of {parent})"
+                if config.step_latency_ratio < 1.0
+                else f"above {parent}"
             )
+            reason = f"screened at {found.candidate_ms:.4g} ms, {above}"
         else:
             faster.append((found.parent_ms - found.candidate_ms, candidate))
             continue

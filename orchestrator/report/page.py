@@ -9,7 +9,9 @@ from importlib import resources
 
 from orchestrator.configuration import resolved_yaml
 from orchestrator.report import pictures
+from orchestrator.speedup import factor_of, in_words, remark
 from orchestrator.summary import prepared_of
+from orchestrator.wording import count
 from schemas.record import RunRecord, TargetRecord
 from schemas.summary import NetworkSummary, StepSummary, Summary, TargetSummary
 
@@ -18,13 +20,17 @@ Draw = Callable[[pictures.Palette], str | None]
 
 def headline(target: TargetSummary) -> str:
     """The result on one target in one line of plain text."""
-    if target.speedup is not None and target.final is not None:
-        return f"{_times(target.speedup)} at {_percent(target.final.val_accuracy)} accuracy"
+    if target.speedup_verdict is not None and target.final is not None:
+        told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+        told = told.removesuffix(" than the dense network")
+        joint = ", " if target.speedup_verdict == "dense" or "(" in told else " "
+        accuracy = _percent(target.final.val_accuracy)
+        return f"{told[:1].upper()}{told[1:]}{joint}at {accuracy} validation accuracy"
     accepted = [step for step in target.steps if step.accepted]
     if accepted:
         last = accepted[-1]
         reached = f", {_ms(last.latency_ms)}\u00a0ms" if last.latency_ms is not None else ""
-        return f"No final result yet: {_count(len(accepted), 'accepted step')}{reached}"
+        return f"No final result yet: {count(len(accepted), 'accepted step')}{reached}"
     return "No result yet"
 
 
@@ -70,7 +76,8 @@ def _target(
     if target.simulated:
         parts.append(
             '<p class="banner"><b>Simulated.</b> The latencies here were answered from a '
-            "recording, not measured on a device in this run. They prove no speed-up.</p>"
+            "recording or by simulated devices, not measured on a device in this run. They prove "
+            "no speed-up.</p>"
         )
     parts += [_lead(record, target), _facts(target), _networks(record, target)]
     if state is not None:
@@ -88,8 +95,14 @@ def _target(
         _section(
             "Where the time goes",
             lambda palette: pictures.time_per_task(target, palette),
-            "Each row is a task of the dense network, named by its first layer. The time after is "
-            "that of the same layers in the pruned network, whichever tasks they became.",
+            "Each row is a task of the dense network, named by its first layer."
+            + (
+                " The time after is that of the same layers in the pruned network, whichever tasks "
+                "they became."
+                if target.tasks_after
+                else ""
+            )
+            + _outside_tasks(target),
         )
     )
     parts.append(
@@ -118,13 +131,18 @@ def _lead(record: RunRecord, target: TargetSummary) -> str:
     sentences: list[str] = []
     if target.baseline and target.final:
         base, final = target.baseline, target.final
+        name = "final" if target.speedup_verdict == "dense" else "pruned"
         sentences.append(
-            f"The pruned network takes {_ms(final.latency_ms)}\u00a0ms for a batch of "
+            f"The {name} network takes {_ms(final.latency_ms)}\u00a0ms for a batch of "
             f"{record.config.input.batch_size} where the dense one takes "
             f"{_ms(base.latency_ms)}\u00a0ms"
             + (f", on {escape(target.device_model)}." if target.device_model else ".")
         )
-        if target.speedup_low is not None:
+        if target.speedup_verdict == "dense":
+            sentences.append(
+                "No step was accepted: it is the dense network itself, and any difference is noise."
+            )
+        elif target.speedup_verdict == "faster":
             confidence = record.config.prune.confidence
             sentences.append(
                 f"With {confidence:.0%} confidence the speed-up is at least "
@@ -147,13 +165,17 @@ def _facts(target: TargetSummary) -> str:
         return ""
     base, final = target.baseline, target.final
     cells = [
-        ("fact main", _times(target.speedup, short=True), "faster than the dense network"),
+        ("fact main", *_speedup_fact(target)),
         (
             "fact",
             f"{_ms(final.latency_ms)}\u00a0ms",
             f"latency, dense {_ms(base.latency_ms)}\u00a0ms",
         ),
-        ("fact", _percent(final.val_accuracy), f"accuracy, dense {_percent(base.val_accuracy)}"),
+        (
+            "fact",
+            _percent(final.val_accuracy),
+            f"validation accuracy, dense {_percent(base.val_accuracy)}",
+        ),
         ("fact", _share(final.macs, base.macs), f"of the work, {_big(final.macs)} MACs"),
         ("fact", _share(final.params, base.params), f"of the parameters, {_big(final.params)}"),
     ]
@@ -164,10 +186,20 @@ def _facts(target: TargetSummary) -> str:
     return f'<div class="facts">{inner}</div>'
 
 
+def _speedup_fact(target: TargetSummary) -> tuple[str, str]:
+    """The first tile: a figure, and what it says."""
+    if target.speedup is None:
+        return "dense", "no step was accepted: the result is the dense network"
+    if target.speedup_verdict in ("faster", "slower"):
+        factor, word = factor_of(target.speedup)
+        return factor or "1.00x", f"{word} the dense network"
+    return f"{target.speedup:.2f}x", remark(target.speedup_verdict, target.speedup_pairs)
+
+
 def _networks(record: RunRecord, target: TargetSummary) -> str:
     named: list[tuple[str, NetworkSummary | None]] = [
         ("dense (baseline)", target.baseline),
-        ("pruned (final)", target.final),
+        ("dense (final)" if target.speedup_verdict == "dense" else "pruned (final)", target.final),
     ]
     if record.config.compare_uniform is not None:
         named.append((f"{record.config.compare_uniform:.0%} of every width", target.uniform))
@@ -213,7 +245,23 @@ def _networks(record: RunRecord, target: TargetSummary) -> str:
         + '<p class="muted"><b>Baseline:</b> the dense network tuned with the same final budget, '
         "on the same device, in the same run. Latencies are of the whole exported network, taken "
         "in turns (median ± half the interquartile range); the speed-up is the median of the "
-        f"paired ratios.{uniform}</p>"
+        f"paired ratios, so not quite the ratio of these medians.{uniform}</p>"
+    )
+
+
+def _outside_tasks(target: TargetSummary) -> str:
+    """What of the networks' latencies the tasks do not account for."""
+    shares = (target.outside_tasks_before, target.outside_tasks_after)
+    told = [
+        f"{abs(share):.0%} {'less than' if share > 0 else 'more than'} the {name} network's"
+        for share, name in zip(shares, ("dense", "pruned"), strict=True)
+        if share is not None
+    ]
+    if not told:
+        return " Each program was timed by itself."
+    return (
+        " Times are those of the calls inside the running network; their sum is "
+        f"{' and '.join(told)} whole latency, the rest being the calls themselves."
     )
 
 
@@ -225,7 +273,7 @@ def _steps(target: TargetSummary) -> str:
     return (
         f"<h3>Steps: {accepted} accepted of {len(target.steps)} decided</h3>"
         + _table(
-            ["", "task", "widths", "*screened, ms", "*network, ms", "*accuracy", "reason"], rows
+            ["", "task", "widths", "*screened, ms", "*network, ms", "*validation", "reason"], rows
         )
         + '<p class="muted">Screened: the sum of the programs, by transplant. Network: the whole '
         "compiled network on the device, taken in turns with its parent.</p>"
@@ -271,6 +319,7 @@ def _artifacts(record: RunRecord, target: TargetSummary) -> str:
         "<h3>Artefacts</h3>"
         + _table(["what", "file, relative to the run folder"], rows)
         + checked
+        + "".join(f"<p>{escape(note)}</p>" for note in target.notes)
         + f"<p>The pruned network in torch:</p><pre>{escape(_torch_snippet(target))}</pre>"
         + (
             f"<p>The compiled library:</p><pre>{escape(_library_snippet(record, library))}</pre>"
@@ -322,18 +371,18 @@ def _overview(targets: Sequence[TargetSummary]) -> str:
     for target in targets:
         final, base = target.final, target.baseline
         cells = [
-            f"{target.speedup:.2f}x" if target.speedup is not None else "",
+            " ".join(_speedup_fact(target)) if base and final else "",
             f"{_ms(base.latency_ms)}" if base else "",
             f"{_ms(final.latency_ms)}" if final else "",
             _percent(final.val_accuracy) if final else "",
             "simulated" if target.simulated else "",
         ]
         rows.append(
-            f"<tr><td>{escape(_device(target))}</td>"
-            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+            f"<tr><td>{escape(_device(target))}</td><td>{escape(cells[0])}</td>"
+            + "".join(f'<td class="n">{cell}</td>' for cell in cells[1:])
             + "</tr>"
         )
-    return _table(["target", "*speed-up", "*dense, ms", "*pruned, ms", "*accuracy", "*"], rows)
+    return _table(["target", "speed-up", "*dense, ms", "*final, ms", "*validation", "*"], rows)
 
 
 def _environment(record: RunRecord, summary: Summary) -> list[str | None]:
@@ -358,9 +407,9 @@ def _section(title: str, draw: Draw, caption: str) -> str | None:
         return None
     dark = draw(pictures.DARK) or light
     return (
-        f"<h3>{escape(title)}</h3><figure><picture>"
+        f'<h3>{escape(title)}</h3><figure><div class="scroll"><picture>'
         f'<source media="screen and (prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-        f'<img alt="{escape(title)}" src="{_data(light)}"></picture>'
+        f'<img alt="{escape(title)}" src="{_data(light)}"></picture></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -391,14 +440,6 @@ def _device(target: TargetSummary) -> str:
     return f"{target.target} ({target.device_model})" if target.device_model else target.target
 
 
-def _times(ratio: float | None, *, short: bool = False) -> str:
-    if ratio is None:
-        return ""
-    if ratio < 1.0:
-        return f"{1 / ratio:.2f}x slower"
-    return f"{ratio:.2f}x" if short else f"{ratio:.2f}x faster"
-
-
 def _percent(fraction: float) -> str:
     return f"{fraction * 100:.1f}\u00a0%"
 
@@ -413,14 +454,13 @@ def _share(part: int, whole: int) -> str:
 
 
 def _big(number: int) -> str:
+    """Three digits; rounded first, so that 999,999 is 1 M and not 1000 k."""
+    if number >= 1000:
+        number = int(float(f"{number:.3g}"))
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}\u00a0{unit}"
     return str(number)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

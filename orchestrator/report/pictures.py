@@ -174,7 +174,7 @@ def task_times(summary: TargetSummary) -> list[tuple[str, float, float | None]]:
     after: dict[str, float] = {}
     for task in summary.tasks_after:
         for module in task.modules:
-            after[module] = after.get(module, 0.0) + task.program_ms
+            after[module] = after.get(module, 0.0) + task.cost_ms
     rows: list[tuple[str, float, float | None]] = []
     pruned = bool(summary.tasks_after)
     for task in summary.tasks_before:
@@ -257,7 +257,7 @@ def widths(summary: TargetSummary, palette: Palette) -> str | None:
 
 
 def cost(record: RunRecord, target: TargetRecord, palette: Palette) -> str | None:
-    """Four small bar pictures: wall-clock, programs, device and training seconds."""
+    """Four small bar pictures: seconds by phase, programs, device and training seconds."""
     programs: dict[str, float] = {}
     device: dict[str, float] = {}
     training: dict[str, float] = {}
@@ -270,7 +270,7 @@ def cost(record: RunRecord, target: TargetRecord, palette: Palette) -> str | Non
         if network:
             _add(training, _training_kind(record, item.work), network.train_s)
     panels = [
-        ("wall-clock by phase (s)", dict(record.phases_s), palette.before),
+        (_phases_title(record), dict(record.phases_s), palette.before),
         ("programs measured", programs, palette.accent),
         ("device time (s)", device, palette.accent),
         ("training (s, all workers together)", training, palette.other),
@@ -309,6 +309,13 @@ def cost(record: RunRecord, target: TargetRecord, palette: Palette) -> str | Non
     return _svg(figure)
 
 
+def _phases_title(record: RunRecord) -> str:
+    """Targets are worked on side by side: their seconds together are no wall-clock time."""
+    if len(record.config.targets) > 1:
+        return "seconds by phase, summed over all targets"
+    return "wall-clock by phase (s)"
+
+
 def _training_kind(record: RunRecord, work: object) -> str:
     if isinstance(work, PrepareWork):
         return "dense network"
@@ -328,7 +335,7 @@ def _add(counts: dict[str, float], kind: str, amount: float) -> None:
 
 
 def _total(task: TaskSummary) -> float:
-    return task.program_ms * task.subgraphs
+    return task.cost_ms * task.subgraphs
 
 
 def _task_label(task: TaskSummary) -> str:

@@ -31,6 +31,14 @@ class LedgerFull(LedgerError):
     """There is no room for another record. What was recorded before is safe."""
 
 
+class LedgerDamaged(LedgerError):
+    """What the file holds cannot be understood."""
+
+
+class LedgerNotBegun(LedgerError):
+    """The file holds nothing yet: whoever made it ended before the first commit."""
+
+
 class StaleSequence(LedgerError):
     """The target has moved on since the caller looked."""
 
@@ -134,6 +142,10 @@ class Ledger(ABC):
     @abstractmethod
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
         """Programs stored for each of these tasks on one device model."""
+
+    def remarks(self) -> list[str]:
+        """What is to be told to whoever watches this start of the run, and stops nothing."""
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -64,4 +64,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX program_by_task ON program (task_id, device_model)",
     ),
+    (
+        """
+        CREATE TABLE asked (
+            task_id      TEXT NOT NULL,
+            device_model TEXT NOT NULL,
+            PRIMARY KEY (task_id, device_model)
+        ) WITHOUT ROWID
+        """,
+        # A run that was begun before records were shared goes on with what it knew.
+        "INSERT INTO asked SELECT DISTINCT task_id, device_model FROM program",
+    ),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from orchestrator.states import AnyState, Cancelled, Decision, Done, Failed, Search
-from orchestrator.store.base import Event, Ledger
+from orchestrator.states import AnyState, Cancelled, Decision, Failed, Search
+from orchestrator.store.base import Event, Ledger, LedgerNotBegun
 from orchestrator.store.sqlite import SqliteLedger
 from schemas.record import (
     EventRecord,
@@ -30,7 +30,10 @@ def read_run(run_dir: str | Path) -> RunRecord:
     path = Path(run_dir) / LEDGER
     if not path.is_file():
         raise NoRun(f"{run_dir} holds no run: there is no {LEDGER} in it")
-    ledger = SqliteLedger(path, read_only=True)
+    try:
+        ledger = SqliteLedger(path, read_only=True)
+    except LedgerNotBegun as error:
+        raise NoRun(f"{run_dir} holds a run that has not begun: {error}") from error
     try:
         return record_of(ledger)
     except LookupError as error:
@@ -45,15 +48,16 @@ def record_of(ledger: Ledger) -> RunRecord:
     if info is None:
         raise LookupError("it has never been started")
     standings = ledger.standings()
-    states = {name: standing.state for name, standing in standings.items()}
+    names = [target.name for target in info.config.targets]
+    states = {name: standings[name].state for name in names if name in standings}
     work = ledger.all_work()
     events = ledger.events()
     by_key = {item.work.key: item for item in work}
-    names = [target.name for target in info.config.targets]
     return RunRecord(
         config=info.config,
         state=run_state([states.get(name) for name in names]),
         error=error_of(states),
+        wrong_input=wrong_input_of(states),
         started=info.started,
         wall_s=info.wall_s,
         phases_s=phases(events, info.wall_s),
@@ -88,6 +92,12 @@ def error_of(states: dict[str, AnyState]) -> str:
     if len(set(errors.values())) == 1:
         return next(iter(errors.values()))
     return "; ".join(f"{name}: {error}" for name, error in errors.items())
+
+
+def wrong_input_of(states: dict[str, AnyState]) -> bool:
+    """Whether every target that failed did so by what the user gave."""
+    failed = [state for state in states.values() if isinstance(state, Failed)]
+    return bool(failed) and all(state.wrong_input for state in failed)
 
 
 def phases(events: list[Event], wall_s: float) -> dict[str, float]:
@@ -125,11 +135,6 @@ def search_of(state: AnyState) -> Search | None:
     inner = state.resume if isinstance(state, Failed | Cancelled) else state
     found = getattr(inner, "search", None)
     return found if isinstance(found, Search) else None
-
-
-def is_over(state: AnyState | None) -> bool:
-    """Whether starting the run again would change nothing for this target."""
-    return isinstance(state, Done) or (isinstance(state, Failed) and state.resume is None)
 
 
 def _step(decision: Decision, work: dict[str, WorkRecord]) -> StepRecord:

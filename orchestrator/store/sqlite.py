@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.states import STATE, AnyState
 from orchestrator.store.base import (
@@ -23,12 +23,19 @@ from orchestrator.store.base import (
     repeats,
 )
 from orchestrator.store.migrations import MIGRATIONS
+from orchestrator.store.sqlite_file import (
+    BUSY_TIMEOUT_S,
+    DAMAGE,
+    connect_for_reading,
+    damaged,
+    text_of,
+    version_of,
+)
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
 from schemas.table import Program
 from schemas.work import Outcome, Work
 
-BUSY_TIMEOUT_S = 60.0
 _CHUNK = 500  # parameters of one statement
 
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
@@ -40,7 +47,7 @@ class SqliteLedger(Ledger):
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
-        self._db = _connect_for_reading(path) if read_only else self._open(path)
+        self._db = connect_for_reading(path) if read_only else self._open(path)
 
     def _open(self, path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -53,7 +60,7 @@ class SqliteLedger(Ledger):
                     "local disk in output"
                 )
             db.execute("PRAGMA synchronous=FULL")
-            version = _version(db)
+            version = version_of(db)
             if version > len(MIGRATIONS):
                 raise LedgerError(
                     f"{path} was written by a newer cprune (layout {version}): install that one"
@@ -68,6 +75,7 @@ class SqliteLedger(Ledger):
     def start(
         self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
     ) -> RunInfo:
+        text = text_of(config)
         with self._transaction():
             self._db.execute(
                 """
@@ -77,7 +85,7 @@ class SqliteLedger(Ledger):
                     start_id = excluded.start_id, config = excluded.config,
                     digest = excluded.digest, versions = excluded.versions
                 """,
-                (start_id, config.model_dump_json(), digest, json.dumps(versions)),
+                (start_id, text, digest, json.dumps(versions)),
             )
         info = self.info()
         assert info is not None
@@ -87,13 +95,14 @@ class SqliteLedger(Ledger):
         row = self._one("SELECT config, digest, versions, started, wall_s FROM run")
         if row is None:
             return None
-        return RunInfo(
-            config=RunConfig.model_validate_json(row[0]),
-            digest=row[1],
-            versions=json.loads(row[2]),
-            started=row[3],
-            wall_s=row[4],
-        )
+        with self._errors():
+            return RunInfo(
+                config=RunConfig.model_validate_json(row[0]),
+                digest=row[1],
+                versions=json.loads(row[2]),
+                started=row[3],
+                wall_s=row[4],
+            )
 
     def keep_time(self, wall_s: float) -> None:
         with self._transaction():
@@ -134,18 +143,21 @@ class SqliteLedger(Ledger):
 
     def _standing(self, target: str) -> Standing | None:
         row = self._one("SELECT name, sequence, previous, state FROM target WHERE name = ?", target)
-        return None if row is None else _standing(row)
+        with self._errors():
+            return None if row is None else _standing(row)
 
     def standings(self) -> dict[str, Standing]:
         rows = self._all("SELECT name, sequence, previous, state FROM target ORDER BY rowid")
-        return {row[0]: _standing(row) for row in rows}
+        with self._errors():
+            return {row[0]: _standing(row) for row in rows}
 
     def events(self, after: int = 0) -> list[Event]:
         names = ("sequence", "at", "wall_s", "target", "kind", "message")
         rows = self._all(
             f"SELECT {', '.join(names)} FROM event WHERE sequence > ? ORDER BY sequence", after
         )
-        return [Event.model_validate(dict(zip(names, row, strict=True))) for row in rows]
+        with self._errors():
+            return [Event.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
     def add_work(self, record: WorkRecord) -> bool:
         row = (
@@ -168,19 +180,21 @@ class SqliteLedger(Ledger):
 
     def outcomes(self, keys: Collection[str]) -> dict[str, Outcome]:
         rows = self._among("SELECT key, outcome FROM work WHERE key IN ({})", keys)
-        return {row[0]: _OUTCOME.validate_json(row[1]) for row in rows}
+        with self._errors():
+            return {row[0]: _OUTCOME.validate_json(row[1]) for row in rows}
 
     def all_work(self) -> list[WorkRecord]:
         rows = self._all("SELECT work, outcome, seconds, finished_at FROM work ORDER BY ordinal")
-        return [
-            WorkRecord(
-                work=_WORK.validate_json(row[0]),
-                outcome=_OUTCOME.validate_json(row[1]),
-                seconds=row[2],
-                finished_at=row[3],
-            )
-            for row in rows
-        ]
+        with self._errors():
+            return [
+                WorkRecord(
+                    work=_WORK.validate_json(row[0]),
+                    outcome=_OUTCOME.validate_json(row[1]),
+                    seconds=row[2],
+                    finished_at=row[3],
+                )
+                for row in rows
+            ]
 
     def programs(self, task_ids: list[str], device_model: str) -> list[Program]:
         rows = self._among(
@@ -188,19 +202,23 @@ class SqliteLedger(Ledger):
             task_ids,
             device_model,
         )
-        return [Program.model_validate_json(row[1]) for row in sorted(rows)]
+        with self._errors():
+            return [Program.model_validate_json(row[1]) for row in sorted(rows)]
 
     def add_programs(self, programs: Sequence[Program]) -> None:
+        with self._transaction():
+            self._insert(programs)
+
+    def _insert(self, programs: Sequence[Program]) -> None:
         rows = [
             (item.program_id, item.device_model, item.task_id, item.model_dump_json())
             for item in programs
         ]
-        with self._transaction():
-            self._db.executemany(
-                "INSERT INTO program (program_id, device_model, task_id, program) "
-                "VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                rows,
-            )
+        self._db.executemany(
+            "INSERT INTO program (program_id, device_model, task_id, program) "
+            "VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            rows,
+        )
 
     def record_check(self, program: Program) -> None:
         with self._transaction():
@@ -265,11 +283,11 @@ class SqliteLedger(Ledger):
                     f"the disk that holds {self.path} is full: free some space and run the same "
                     "command again, nothing recorded so far is lost"
                 ) from error
+            if code in DAMAGE:
+                raise damaged(self.path, error) from error
             raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
+        except (ValidationError, json.JSONDecodeError) as error:
+            raise damaged(self.path, error) from error
 
 
 def _standing(row: Sequence[object]) -> Standing:
@@ -281,21 +299,3 @@ def _standing(row: Sequence[object]) -> Standing:
             "state": STATE.validate_json(str(row[3])),
         }
     )
-
-
-def _connect_for_reading(path: Path) -> sqlite3.Connection:
-    """Open a ledger without writing; one in a folder that cannot be written, as it lies there."""
-    address = path.absolute().as_uri()
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"{address}?{options}", uri=True, timeout=BUSY_TIMEOUT_S)
-        try:
-            version = _version(db)
-        except sqlite3.OperationalError as error:
-            db.close()
-            problem = error
-            continue
-        if version not in range(1, len(MIGRATIONS) + 1):
-            db.close()
-            raise LedgerError(f"{path} has layout {version}, which this cprune does not know")
-        return db
-    raise LedgerError(f"the ledger {path} cannot be read: {problem}") from problem

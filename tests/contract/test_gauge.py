@@ -1,9 +1,11 @@
-"""One contract for a device, for a device that is recorded, and for the recording."""
+"""One contract for a device, for several ones, for those that are recorded, and for a recording."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +15,13 @@ import tvm
 from tvm import relax, te
 from tvm.target import Target
 
+from device_agents.local import LocalDevice
+from device_agents.tracker import TrackerProcess
 from schemas.config import MeasureConfig, TargetConfig
+from schemas.table import Measurement
 from workers.compiling.builder import Library
 from workers.errors import UserError
-from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed
+from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed, Question
 from workers.measuring.recording import RecordingGauge, ReplayGauge
 from workers.measuring.setup import Device, open_device
 
@@ -104,6 +109,25 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
 
 
 @pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """Two devices under one key."""
+    folder = tmp_path_factory.mktemp("fleet")
+    cores = sorted(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        tracker = stack.enter_context(TrackerProcess())
+        for core in (cores[0], cores[-1]):
+            target = TargetConfig(key="rack", cores=[core])
+            device = stack.enter_context(LocalDevice(target, tracker.host, tracker.port))
+            device.start()
+        target = TargetConfig(
+            device="tracker", tvm_target=LLVM, key="rack", tracker_port=tracker.port
+        )
+        opened = open_device(target, CONFIG, folder / "locks", folder)
+        stack.callback(opened.close)
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def recording(
     device: Device, libraries: Libraries, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -117,32 +141,38 @@ def recording(
     gauge.check("equal", libraries.add, libraries.add_again)
     gauge.check("wrong", libraries.add, libraries.add_one_more)
     gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
+    gauge.attribute("inside", libraries.triple, SHAPE)
     gauge.run("run", libraries.triple, IMAGES, 2)
     gauge.release()
     return path
 
 
-@pytest.fixture(params=["device", "recorded", "replay"])
+@pytest.fixture(params=["device", "recorded device", "fleet", "recorded fleet", "replay"])
 def gauge(request: pytest.FixtureRequest, tmp_path: Path) -> Gauge:
     if request.param == "replay":
         return ReplayGauge(request.getfixturevalue("recording"))
-    real: Gauge = request.getfixturevalue("device").gauge
-    return real if request.param == "device" else RecordingGauge(real, tmp_path / "device.jsonl")
+    recorded, _, name = request.param.rpartition(" ")
+    real: Gauge = request.getfixturevalue(name).gauge
+    return RecordingGauge(real, tmp_path / "device.jsonl") if recorded else real
 
 
+@pytest.fixture
 def kind(gauge: Gauge) -> str:
-    return "replay" if isinstance(gauge, ReplayGauge) else "local"
+    """What measurements of the gauge say of their origin."""
+    if isinstance(gauge, ReplayGauge):
+        return "replay"
+    return "tracker" if gauge.device_model.startswith("rack-") else "local"
 
 
-def test_the_device_model_is_the_devices(gauge: Gauge, device: Device) -> None:
-    assert gauge.device_model == device.gauge.device_model != ""
+def test_a_recording_has_the_device_model_of_its_device(recording: Path, device: Device) -> None:
+    assert ReplayGauge(recording).device_model == device.gauge.device_model != ""
 
 
-def test_a_measurement_says_where_it_is_from(gauge: Gauge, libraries: Libraries) -> None:
+def test_a_measurement_says_where_it_is_from(gauge: Gauge, kind: str, libraries: Libraries) -> None:
     found = gauge.measure("add", libraries.add)
     assert len(found.run_ms) == CONFIG.program_repeats
     assert all(0 < milliseconds < 10 for milliseconds in found.run_ms)
-    assert found.device_kind == kind(gauge)
+    assert found.device_kind == kind
     assert found.device != "" and found.threads >= 1 and found.measured_at > 1.6e9
 
 
@@ -157,6 +187,29 @@ def test_a_program_that_does_not_run_fails_alone(
     assert time.monotonic() - began < 30
 
 
+def test_of_many_programs_each_is_answered_once(gauge: Gauge, libraries: Libraries) -> None:
+    names = ["add", "crash", "add", "add", "crash", "add"]
+    questions = [Question(name, getattr(libraries, name)) for name in names]
+    answers = list(gauge.measure_all(questions))
+    assert sorted(index for index, _ in answers) == list(range(len(names)))
+    kinds = {"add": Measurement, "crash": ProgramFailed}
+    assert all(isinstance(answer, kinds[names[index]]) for index, answer in answers)
+    assert list(gauge.measure_all([])) == []
+
+
+def test_the_rest_of_many_need_not_be_waited_for(gauge: Gauge, libraries: Libraries) -> None:
+    answers = gauge.measure_all([Question("add", libraries.add)] * 6)
+    index, _ = next(answers)
+    answers.close()
+    assert 0 <= index < 6
+    assert gauge.measure("add", libraries.add).run_ms
+
+
+def test_one_by_one_all_are_measured_on_the_same_device(gauge: Gauge, libraries: Libraries) -> None:
+    list(gauge.measure_all([Question("add", libraries.add)] * 4))
+    assert len({gauge.measure("add", libraries.add).device for _ in range(4)}) == 1
+
+
 def test_outputs_are_compared(gauge: Gauge, libraries: Libraries) -> None:
     equal = gauge.check("equal", libraries.add, libraries.add_again)
     assert equal.max_abs_error == 0.0 and 1 < equal.max_abs_output < 20
@@ -164,15 +217,22 @@ def test_outputs_are_compared(gauge: Gauge, libraries: Libraries) -> None:
     assert wrong == OutputCheck(pytest.approx(1.0, abs=1e-5), equal.max_abs_output)
 
 
-def test_a_comparison_is_paired(gauge: Gauge, libraries: Libraries) -> None:
+def test_a_comparison_is_paired(gauge: Gauge, kind: str, libraries: Libraries) -> None:
     found = gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
     assert len(found.reference_ms) == len(found.candidate_ms) == CONFIG.model_repeats
     assert min(found.reference_ms + found.candidate_ms) > 0
     assert found.reference.run_ms == found.reference_ms
     assert found.candidate.run_ms == found.candidate_ms
-    assert {found.reference.device_kind, found.candidate.device_kind} == {kind(gauge)}
+    assert {found.reference.device_kind, found.candidate.device_kind} == {kind}
     assert found.reference.device == found.candidate.device
     assert found.reference.canary_ratio is not None
+
+
+def test_a_networks_calls_are_timed_inside_it(gauge: Gauge, libraries: Libraries) -> None:
+    found = gauge.attribute("inside", libraries.triple, SHAPE)
+    assert found is not None and found.model_ms > 0
+    ((name, latency_ms),) = found.calls
+    assert "multiply" in name and 0 <= latency_ms < found.model_ms
 
 
 def test_logits_come_in_the_order_of_the_images(gauge: Gauge, libraries: Libraries) -> None:
@@ -188,10 +248,12 @@ def test_a_released_device_answers_again(gauge: Gauge, libraries: Libraries) -> 
     gauge.release()
 
 
-def test_device_time_is_counted_where_there_is_a_device(gauge: Gauge, libraries: Libraries) -> None:
+def test_device_time_is_counted_where_there_is_a_device(
+    gauge: Gauge, kind: str, libraries: Libraries
+) -> None:
     before = gauge.device_s
     gauge.measure("add", libraries.add)
-    assert (gauge.device_s > before) == (kind(gauge) == "local")
+    assert (gauge.device_s > before) == (kind != "replay")
 
 
 def test_a_missing_answer_is_the_users_error(recording: Path, libraries: Libraries) -> None:

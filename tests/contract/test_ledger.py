@@ -16,10 +16,17 @@ import pytest
 
 from orchestrator.machine import start
 from orchestrator.states import Done, Preparing, Search, Tuning
-from orchestrator.store import config_guard
-from orchestrator.store.base import Ledger, LedgerError, LedgerFull, StaleSequence
+from orchestrator.store.base import (
+    Ledger,
+    LedgerDamaged,
+    LedgerError,
+    LedgerFull,
+    LedgerNotBegun,
+    StaleSequence,
+)
 from orchestrator.store.memory import MemoryLedger
 from orchestrator.store.reader import LEDGER, NoRun, read_run, record_of
+from orchestrator.store.sharing import Sharing, SharingLedger
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.transition import IllegalTransition
 from schemas.record import WorkRecord
@@ -29,11 +36,17 @@ from schemas.work import FineTuneWork, PrepareWork, Work
 Open = Callable[[], Ledger]
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "sharing", "memory"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    opened = SqliteLedger(tmp_path / LEDGER) if request.param == "sqlite" else MemoryLedger()
-    yield opened
-    opened.close()
+    path = tmp_path / LEDGER
+    opened: dict[str, Callable[[], Ledger]] = {
+        "sqlite": lambda: SqliteLedger(path),
+        "sharing": lambda: SharingLedger(path, Sharing(tmp_path / "records", 1e9, "now", True)),
+        "memory": MemoryLedger,
+    }
+    ledger = opened[request.param]()
+    yield ledger
+    ledger.close()
 
 
 def search() -> Search:
@@ -201,6 +214,14 @@ class TestFile:
         (tmp_path / LEDGER).write_text("not a ledger at all" * 100)
         with pytest.raises(LedgerError, match="not a database"):
             SqliteLedger(tmp_path / LEDGER)
+        with pytest.raises(LedgerDamaged, match="not a database"):
+            SqliteLedger(tmp_path / LEDGER, read_only=True)
+
+    def test_an_empty_file_is_not_begun(self, tmp_path: Path) -> None:
+        (tmp_path / LEDGER).touch()
+        with pytest.raises(LedgerNotBegun):
+            SqliteLedger(tmp_path / LEDGER, read_only=True)
+        SqliteLedger(tmp_path / LEDGER).close()
 
     def test_a_full_disk_loses_nothing(self, tmp_path: Path) -> None:
         ledger = SqliteLedger(tmp_path / LEDGER)
@@ -255,26 +276,6 @@ class TestFile:
             assert len(ledger.programs(["task"], "m")) % 5 == 0
             assert ledger._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
             ledger.close()
-
-
-class TestConfigGuard:
-    def test_only_budgets_may_change(self) -> None:
-        old = fake_world.config()
-        config_guard.check(old, fake_world.config(budget={"max_rounds": 99}), "runs/x")
-        new = fake_world.config(seed=7, targets=[{"name": "host", "threads": 2}])
-        with pytest.raises(config_guard.ConfigChanged) as refusal:
-            config_guard.check(old, new, "runs/x")
-        text = str(refusal.value)
-        assert "seed was 0 and is now 7" in text
-        assert "targets[0].threads was 0 and is now 2" in text
-        assert "budget.max_rounds" not in text
-
-    def test_the_digest_leaves_the_budgets_out(self) -> None:
-        budget = fake_world.config(budget={"max_rounds": 99})
-        assert config_guard.digest(fake_world.config()) == config_guard.digest(budget)
-        assert config_guard.digest(fake_world.config()) != config_guard.digest(
-            fake_world.config(seed=1)
-        )
 
 
 def write_for_ever(path: Path) -> None:

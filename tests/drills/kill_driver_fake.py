@@ -23,7 +23,7 @@ from orchestrator.policies.retry import Failure
 from orchestrator.states import ALLOWED, AnyState
 from orchestrator.store.reader import LEDGER, NoRun, read_run
 from orchestrator.store.sqlite import SqliteLedger
-from schemas.config import RunConfig
+from schemas.config import BudgetConfig, RunConfig
 from schemas.record import RunRecord, WorkRecord
 from schemas.work import Work
 
@@ -227,7 +227,10 @@ def main(root: Path) -> None:
         calm = Drill(root / f"{name}-calm", config)
         calm.once()
         results[f"{name}-calm"] = calm.result()
-        killed = Drill(root / f"{name}-killed", config, with_faults=True)
+        short = config.model_copy(update={"budget": BudgetConfig(max_rounds=2)})
+        killed = Drill(root / f"{name}-killed", short, with_faults=True)
+        kill_at_every_write(killed)
+        killed.config = config  # the finished run is given the rest of its budget
         kill_at_every_write(killed)
         results[f"{name}-killed"] = killed.result()
     work_s, chance = 0.002, random.Random(0)

@@ -95,6 +95,17 @@ def test_lease_ends_a_long_kernel(
     check_served(tracker, libraries)
 
 
+def test_a_kernel_does_not_outlive_its_client(
+    tracker: TrackerProcess, device: LocalDevice, caller: WarmProcess, libraries: dict[str, Path]
+) -> None:
+    caller.call("open", request(tracker, lease_s=60), timeout_s=20)
+    with pytest.raises(ProcessTimeout, match="'run'"):
+        caller.call("run", {"path": str(libraries["slow"]), "size": 1}, timeout_s=1.0)
+    start = time.monotonic()
+    check_served(tracker, libraries)
+    assert time.monotonic() - start < 8
+
+
 def test_frozen_device(
     tracker: TrackerProcess, device: LocalDevice, caller: WarmProcess, libraries: dict[str, Path]
 ) -> None:

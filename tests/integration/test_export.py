@@ -91,7 +91,7 @@ def test_every_task_has_its_trials(finished: Finished) -> None:
     for entry in finished.tuned.latencies:
         assert entry.trials >= 1 and entry.program_id is not None and entry.latency_ms > 0
     layers = [entry for entry in finished.tuned.latencies if entry.channel_tiles]
-    assert {entry.trials for entry in layers} == {2}
+    assert all(entry.trials >= 2 for entry in layers), "what it is owed; more where it pays"
 
 
 def test_the_artefacts_are_there(finished: Finished) -> None:
@@ -103,6 +103,15 @@ def test_the_artefacts_are_there(finished: Finished) -> None:
         "library",
         "tuning_workloads",
         "tuning_records",
+    }
+    assert finished.exported.notes == ()
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "weights.safetensors",
+        "structure.json",
+        "model.pt2",
+        "model.onnx",
+        "model.so",
+        "tuning",
     }
     for what, name in finished.exported.artifacts.items():
         assert not Path(name).is_absolute()
@@ -144,7 +153,11 @@ def test_both_networks_are_measured_and_judged(finished: Finished) -> None:
         )
     ]
     assert list(exported.speedup_ratios) == pytest.approx(ratios)
-    assert exported.final_tuned.latencies == finished.tuned.latencies
+    by_themselves = [
+        [entry.model_copy(update={"in_model_ms": None}) for entry in tuned.latencies]
+        for tuned in (exported.final_tuned, finished.tuned)
+    ]
+    assert by_themselves[0] == by_themselves[1], "inside the network they are measured once more"
 
 
 def test_the_tuning_records_open_as_a_database(finished: Finished) -> None:

@@ -11,6 +11,7 @@ import fake_ray_entry
 import fake_world
 import pytest
 import ray
+import records_world
 
 import orchestrator.policies.retry as retry
 from orchestrator.driver import run
@@ -18,6 +19,7 @@ from orchestrator.machine import start
 from orchestrator.ray_workers import sort_failure
 from orchestrator.store.base import StaleSequence
 from orchestrator.store.reader import LEDGER, read_run
+from orchestrator.store.sharing import Sharing
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.table_actor import LedgerClient, start_table
 from schemas.record import WorkRecord
@@ -75,6 +77,26 @@ def test_the_table_is_the_ledger_from_afar(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_tables_share_records_and_say_when_they_cannot(tmp_path: Path) -> None:
+    clients = []
+    for name in ("first", "second", "alone"):
+        place = tmp_path / "records.sqlite"
+        if name == "alone":
+            place = tmp_path / "a file" / "records.sqlite"
+            place.parent.touch()
+        sharing = Sharing(place, 1e9, records_world.CONDITIONS, True)
+        clients.append(LedgerClient(start_table(tmp_path / f"{name}.sqlite", sharing)))
+    first, second, alone = clients
+    for client in (first, alone):
+        client.for_workers().add_programs([records_world.program(1)])
+    (taken,) = second.for_workers().programs(["task"], "m")
+    assert taken.is_shared and second.remarks() == first.remarks() == []
+    (remark,) = alone.remarks()
+    assert "cannot be used" in remark and len(alone.programs(["task"], "m")) == 1
+    for client in clients:
+        client.close()
+
+
 def test_a_run_in_ray_survives_a_lost_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +129,7 @@ def test_failures_are_sorted_into_their_classes() -> None:
     assert sort_failure(UserError("a", "b")).kind == "user_error"
     assert sort_failure(DeviceLost("gone")).kind == "device_lost"
     assert sort_failure(ray.exceptions.WorkerCrashedError()).kind == "worker_lost"
-    assert sort_failure(OSError(28, "No space left on device")).kind == "user_error"
+    assert sort_failure(OSError(28, "No space left on device")).kind == "system_error"
     assert sort_failure(ConnectionResetError("peer")).kind == "device_lost"
     assert sort_failure(TimeoutError("cores")).kind == "timed_out"
     found = sort_failure(KeyError("bug"))

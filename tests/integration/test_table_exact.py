@@ -103,6 +103,27 @@ def test_channel_axes_are_the_layers_widths(any_network: Imported) -> None:
         assert kinds == ("conv2d" if isinstance(layer, nn.Conv2d) else "dense")
 
 
+def test_grouped_and_depthwise_convolutions_are_told_apart() -> None:
+    layers = [
+        (nn.Conv2d(4, 6, 3), "conv2d", 4),
+        (nn.Conv2d(6, 6, 3, groups=6), "depthwise", 1),
+        (nn.Conv2d(6, 9, 3, groups=3), "conv2d", 2),
+        (nn.Conv2d(9, 18, 1, groups=9), "depthwise", 1),
+    ]
+    model = nn.Sequential(*(layer for layer, _, _ in layers)).eval()
+    target = Target(TARGET)
+    table = build_table(
+        relax_network(exported_program(model, torch.zeros(1, 4, 9, 9)), target), target
+    )
+    tasks = {s.module: table.workloads[s.task_id] for s in table.network.subgraphs}
+    for position, (layer, kind, reduced) in enumerate(layers):
+        workload = tasks[str(position)]
+        axes = workload.axes
+        assert workload.task.kind == kind
+        assert axes.output is not None and axes.extents[axes.output] == layer.out_channels
+        assert axes.reduction is not None and axes.extents[axes.reduction] == reduced
+
+
 def test_equal_layers_share_a_task_and_others_do_not() -> None:
     network = imported("torchvision:resnet18")
     assert network.task_of("layer1.0.conv1") == network.task_of("layer1.1.conv1")

@@ -139,3 +139,12 @@ def test_no_transplant_where_the_vector_factor_cannot_shrink(worker: TuningWorke
         ):
             tiles = factors_of_loop(trace_text(schedule), workload.axes.block, workload.axes.output)
             assert tiles[-1] == 1  # 31 is prime
+
+
+def test_no_transplant_where_the_trace_does_not_apply(worker: TuningWorker) -> None:
+    workload = conv_of(bundle_of(worker, Plain, (16, 16)))
+    space, block = worker._tuner.space, workload.axes.block
+    for parent in searched(worker, Plain):
+        assert space.transplant(workload.module, workload.axes, parent.trace, 1)
+        trace = parent.trace.replace(f'"{block}"', '"absent"')
+        assert space.transplant(workload.module, workload.axes, trace, 1) == []

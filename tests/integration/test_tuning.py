@@ -183,10 +183,10 @@ def test_processes_stay_warm(worker: TuningWorker) -> None:
         gauge: Any = worker._device.gauge
         return [worker._builder._process.pid, gauge._process.pid, gauge._local.local.pid]
 
-    worker.run(tune_work(1, FIRST))
+    worker._tuner.tune(tune_work(1, FIRST))
     before = pids()
-    worker.run(tune_work(1, SECOND))
-    worker.run(tune_work(2, FIRST))
+    worker._tuner.tune(tune_work(1, SECOND))
+    worker._tuner.tune(tune_work(2, FIRST))
     assert None not in before and pids() == before
 
 

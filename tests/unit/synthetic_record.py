@@ -289,6 +289,22 @@ def record(*, replay: bool = False, steps: int = 14, finished: bool = True) -> R
     )
 
 
+def unpruned() -> RunRecord:
+    """A finished run that accepted no step: its export holds the dense network twice."""
+    whole = record(steps=0)
+    *work, export = whole.work
+    assert isinstance(export.work, ExportWork) and isinstance(export.outcome, Exported)
+    latency = export.outcome.final.latency
+    final = export.outcome.dense.model_copy(update={"latency": latency})
+    changes = {
+        "work": export.work.model_copy(update={"final": export.work.dense}),
+        "outcome": export.outcome.model_copy(update={"final": final}),
+    }
+    work.append(export.model_copy(update=changes))
+    target = whole.targets[0].model_copy(update={"final": whole.targets[0].current})
+    return whole.model_copy(update={"work": tuple(work), "targets": (target,)})
+
+
 def _export(
     rng: random.Random, dense: Trained, final: Trained, scale: float, kind: str
 ) -> Exported:

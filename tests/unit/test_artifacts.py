@@ -38,6 +38,16 @@ def test_files_are_copied(store: ArtifactStore, tmp_path: Path) -> None:
     assert len(store.get_bytes(address)) == 3_000_000
 
 
+@pytest.mark.parametrize("name", ["run[1]", "a]b", "a::b", "memory::x", "*", "{a,b}", "#1?"])
+def test_a_folders_name_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    root = tmp_path / name / "artifacts"
+    store = ArtifactStore(str(root))
+    address = store.put_bytes(b"weights", ".safetensors")
+    assert store.get_bytes(address) == b"weights"
+    assert store.local_path(address) == root / address[:2] / f"{address}.safetensors"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [store.local_path(address)]
+
+
 def test_a_missing_artefact_is_named(store: ArtifactStore) -> None:
     with pytest.raises(ArtifactMissing, match="holds no artefact " + "0" * 64):
         store.local_path("0" * 64)

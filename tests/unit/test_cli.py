@@ -11,7 +11,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import records_world
 import synthetic_record
+from typer.testing import CliRunner
 
 from orchestrator import cli, doctor, driver
 from orchestrator.store import reader
@@ -161,6 +163,78 @@ def test_run_refuses_a_full_disk_and_a_missing_compiler(
     assert not Path("runs").exists()
 
 
+def test_what_the_user_gave_wrongly_is_exit_code_2(
+    config: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting in ("model.name=resnet18", "data.name=foo", "model.checkpoint=none.pt"):
+        assert call("run", str(config), "--set", setting) == 2
+        assert call("plan", str(config), "--set", setting) == 2
+        assert setting.partition("=")[0] in capsys.readouterr().err
+    changes = {"state": "failed", "error": "prune.accuracy_floor is 1", "wrong_input": True}
+    record = synthetic_record.record(finished=False).model_copy(update=changes)
+    monkeypatch.setattr(driver, "run", finish(record))
+    assert call("run", str(config)) == 2
+
+
+def test_a_run_that_has_ended_needs_no_device(
+    config: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "has_ended", lambda *_: True)
+    monkeypatch.setattr(driver, "run", finish(synthetic_record.record()))
+    setting = "targets=[{device: tracker, tracker_port: 1}]"
+    assert call("run", str(config), "--set", setting) == 0
+
+
+def test_hints_repeat_the_options(
+    config: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config.rename(config.with_name("my run.yaml"))
+    record = synthetic_record.record(finished=False)
+    monkeypatch.setattr(driver, "run", finish(record))
+    assert call("run", str(path), "--set", "run=exits", "--set", "data.arguments={a: 1}") == 130
+    told = capsys.readouterr().out
+    hint = f"next: cprune run '{path}' --set run=exits --set 'data.arguments={{a: 1}}' (goes on)"
+    assert hint in told
+    call("plan", str(path), "--set", "run=exits")
+    assert f"next: cprune run '{path}' --set run=exits\n" in capsys.readouterr().out
+
+
+def test_the_table_says_what_its_speedups_are(run_dir: Path, capsys: Any) -> None:
+    call("report", str(run_dir))
+    told = capsys.readouterr().out
+    assert "host: 8 accepted of 14 decided" in told
+    uniform = next(line for line in told.splitlines() if " uniform " in line)
+    assert "~1.90x" in uniform and "~: of medians alone" in told
+    assert "host: 1.76x faster than the dense network" in told
+
+
+def test_no_accepted_step_is_said(run_dir: Path, capsys: Any, monkeypatch: Any) -> None:
+    record = synthetic_record.unpruned()
+    monkeypatch.setattr(reader, "read_run", lambda _: record)
+    assert call("report", str(run_dir)) == 0
+    told = capsys.readouterr().out
+    assert "host: no step was accepted: the result is the dense network" in told
+    assert "faster" not in told and "dense (final)" in told
+
+
+def test_a_page_that_cannot_be_written_does_not_keep_the_table(
+    run_dir: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("orchestrator.report.write_report", refuse)
+    assert call("report", str(run_dir)) == 1
+    captured = capsys.readouterr()
+    assert "pruned" in captured.out and captured.err.count("\n") == 1
+    assert "Permission denied" in captured.err and "--json" in captured.err
+
+
+def test_colons_are_no_pictures(capsys: Any) -> None:
+    cli._table(["found"], [["a:smile:b"]])
+    assert "a:smile:b" in capsys.readouterr().out
+
+
 def test_report_json_and_schema(run_dir: Path, capsys: Any) -> None:
     assert call("report", "--schema") == 0
     schema = json.loads(capsys.readouterr().out)
@@ -194,7 +268,61 @@ def test_export_copies_the_artefacts(run_dir: Path, tmp_path: Path, capsys: Any)
     assert "not empty" in capsys.readouterr().err
     (run_dir / "export/host/network.so").unlink()
     assert call("export", str(run_dir), str(tmp_path / "other")) == 2
-    assert "network.so is missing" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "network.so is missing" in errors and "--set run=NAME" in errors
+
+
+def test_plan_names_the_record_store(config: Path, tmp_path: Path, capsys: Any) -> None:
+    call("plan", str(config), "--set", "records.path=mine.sqlite")
+    assert f"records: {tmp_path / 'mine.sqlite'} (shared" in capsys.readouterr().out
+    call("plan", str(config), "--set", "records.share=false")
+    assert "records: not shared" in capsys.readouterr().out
+    recording = "targets=[{recording: answers.jsonl}]"
+    call("plan", str(config), "--set", recording)
+    assert "takes none, because of targets[].recording" in capsys.readouterr().out
+
+
+class TestClean:
+    @pytest.fixture
+    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return tmp_path / "cprune" / "records.sqlite"
+
+    @pytest.fixture
+    def filled(self, path: Path) -> Path:
+        shared = records_world.store(path)
+        shared.keep([records_world.program(1), records_world.program(2)])
+        shared.close()
+        return path
+
+    def test_it_makes_no_store(self, path: Path, capsys: Any) -> None:
+        assert call("clean") == 0 and call("clean", "--records", "--yes") == 0
+        assert capsys.readouterr().out == f"{path}: no records\n" * 2
+        assert not path.parent.exists()
+
+    def test_it_says_what_there_is(self, filled: Path, capsys: Any) -> None:
+        assert call("clean") == 0
+        told = capsys.readouterr().out
+        assert f"{filled}: 2 programs of 1 task, 0.0 MB" in told and "--records" in told
+        assert call("clean") == 0
+
+    @pytest.mark.parametrize(("answer", "left"), [("n", 2), ("y", 0)])
+    def test_it_asks_before_it_removes(self, filled: Path, answer: str, left: int) -> None:
+        result = CliRunner().invoke(cli.app, ["clean", "--records"], input=answer)
+        assert result.exit_code == 0 and "Remove them?" in result.output
+        shared = records_world.store(filled)
+        assert shared.extent()[0] == left
+        shared.close()
+
+    def test_it_does_not_ask_where_told_so(self, filled: Path, capsys: Any) -> None:
+        assert call("clean", "--records", "--yes") == 0 and "removed" in capsys.readouterr().out
+        assert call("clean") == 0 and "0 programs" in capsys.readouterr().out
+
+    def test_it_removes_what_is_no_store(self, path: Path, capsys: Any) -> None:
+        path.parent.mkdir()
+        path.write_text("not a store at all" * 100)
+        assert call("clean") == 0 and "not a database" in capsys.readouterr().out
+        assert call("clean", "--records", "--yes") == 0 and not path.exists()
 
 
 def test_version(capsys: Any) -> None:

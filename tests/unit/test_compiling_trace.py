@@ -132,14 +132,17 @@ def test_the_vector_factor_stays_at_every_multiple_of_it(width: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "vector"), [(88, 8), (84, 4), (90, 2), (45, 1), (6, 2)])
-def test_halves_of_the_vector_factor_are_the_last_resort(width: int, vector: int) -> None:
+def test_a_part_of_the_vector_factor_is_the_last_resort(width: int, vector: int) -> None:
     found = moved((32, width, 64))
     assert found and {tiles[CHANNEL][-1] for tiles in found} == {vector}
 
 
-def test_no_transplant_where_no_half_divides() -> None:
-    assert moved((32, 10, 64), tiles={3: [8, 1, 1, 12]}) == []  # 12, 6, 3
-    assert moved((32, 20, 64), tiles={3: [8, 1, 1, 12]}) == []
+@pytest.mark.parametrize(("width", "kept"), [(10, 2), (20, 4), (18, 6), (7, 1)])
+def test_of_a_vector_factor_that_does_not_divide_the_largest_part_is_kept(
+    width: int, kept: int
+) -> None:
+    found = moved((32, width, 64), tiles={3: [8, 1, 1, 12]})
+    assert found and {tiles[CHANNEL][-1] for tiles in found} == {kept}
 
 
 def test_no_transplant_beyond_the_largest_innermost_factor() -> None:

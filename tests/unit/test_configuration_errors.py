@@ -52,8 +52,36 @@ def test_resolved_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ("prune: 3", ["prune is 3", "section"]),
         ("prune: {max_accuracy_drop: 0.01}\nseed: x", ["seed is 'x'", "whole number"]),
         (
+            "prune: {max_accuracy_drop: 0.01}\nbudget: {max_hours: .inf}",
+            ["budget.max_hours is inf", "must be a finite number"],
+        ),
+        ("prune: {max_accuracy_drop: .nan}", ["prune.max_accuracy_drop is nan", "finite number"]),
+        (
+            "prune: {max_accuracy_drop: 0.01}\nmodel: {arguments: {width: [.inf]}}",
+            ["model.arguments is inf", "must be a finite number"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.01}\nmodel: {arguments: {made: 2024-01-01}}",
+            ["model.arguments", "must be a text, a number, true, false, a list or a mapping"],
+        ),
+        (
             "prune: {max_accuracy_drop: 0.01}\ntargets: [{device: loca}]",
             ["targets[0].device", "did you mean local"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.1}\ntrain: {epochs: true}",
+            ["train.epochs is True", "whole"],
+        ),
+        ("prune: {max_accuracy_drop: 0.1}\nseed: false", ["seed is False", "a whole number"]),
+        ("prune: {max_accuracy_drop: true}", ["prune.max_accuracy_drop is True", "a number"]),
+        (
+            "prune: {max_accuracy_drop: 0.1}\ntargets: [{cores: [0, 1, 0]}]",
+            ["targets[0].cores", "core 0 is named more than once"],
+        ),
+        ("prune: {max_accuracy_drop: 0.1}\ntargets: [{cores: []}]", ["[0].cores", "at least 1"]),
+        (
+            "prune: {max_accuracy_drop: 0.1}\ntargets: [{cores: [true]}]",
+            ["targets[0].cores[0] is True", "a whole number"],
         ),
         (
             "prune: {max_accuracy_drop: 0.01}\ntargets: [{tvm_target: 7}]",
@@ -63,6 +91,8 @@ def test_resolved_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ("prune: {max_accuracy_drop: 0.01}\ndata: {name: cifar10}", ["data.root", "cifar10"]),
         ("seed: 1\nseed: 2\nprune: {max_accuracy_drop: 0.1}", ["line 2", "given twice"]),
         ("run: [1", ["not valid YAML", "line"]),
+        ("prune: {max_accuracy_drop: 0.01}\n1: 3", ["line 2", "the key 1 is no name"]),
+        ("prune: &p {max_accuracy_drop: 0.1, exclude: *p}", ["prune.exclude is an alias of what"]),
         ("- 1", ["mapping of sections"]),
         ("", ["section prune is missing"]),
     ],
@@ -88,6 +118,29 @@ def test_the_source_of_a_bad_value_is_named(tmp_path: Path) -> None:
     assert "CPRUNE_SEED" in problems(path, CPRUNE_SED="3")[0]
     assert "a.b=value" in problems(path, ("seed",))[0]
     assert "seed is a number" in problems(path, ("seed=1", "seed.a=2"))[0]
+
+
+def test_the_file_is_not_blamed_for_other_sources(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    for found in (
+        problems(path, CPRUNE_TUNEX__A="1"),
+        problems(path, ("tunex.a=1",)),
+        problems(path, ("targets.0.device=tracker",)),
+        problems(path, CPRUNE___="1"),
+        problems(path, ("tune..a=1",)),
+    ):
+        assert len(found) == 1 and str(path) not in found[0]
+        assert found[0].startswith(("environment variable CPRUNE_", "--set t"))
+    both = problems(path, ("prune.accuracy_floor=0.5",))[0]
+    assert str(path) in both and "with --set prune.accuracy_floor=0.5" in both
+
+
+def test_an_element_behind_the_end_names_the_next_one(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    found = problems(path, ("targets.1.name=b",))
+    assert len(found) == 1 and "the next one is targets[0]" in found[0]
+    names = ("targets.0.name=a", "targets.1.name=b")
+    assert [target.name for target in load_config(path, names, {}).targets] == ["a", "b"]
 
 
 def test_missing_file_names_a_near_one(tmp_path: Path) -> None:

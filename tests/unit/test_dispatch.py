@@ -1,6 +1,11 @@
-"""The dispatcher alone: room, deadlines, cancelling."""
+"""The dispatcher alone: room, deadlines, cancelling; and the signals that lead to it."""
 
 from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import fake_world
 
@@ -8,6 +13,8 @@ from orchestrator.dispatch import Dispatcher
 from orchestrator.interrupts import EXIT_CODE, Interrupts
 from orchestrator.store.memory import MemoryLedger
 from schemas.work import CompareWork, FineTuneWork, PrepareWork
+
+ROOT = Path(__file__).parents[2]
 
 
 def quiet(text: str) -> None:
@@ -65,3 +72,37 @@ def test_trainings_run_side_by_side_and_device_work_one_by_one() -> None:
     dispatcher._begin()
     flying = list(workers._flying.values())
     assert flying == [training[0], training[1], device[0], device[2]]
+
+
+WAITER = """
+import hashlib, sys
+from orchestrator.interrupts import Interrupts
+
+with Interrupts(lambda text: print(text, flush=True)):
+    print("waiting", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 500_000_000)  # one step, without Python's own lock
+"""
+
+
+def test_three_equal_signals_leave_at_once_though_the_main_thread_waits() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITER], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as waiter:
+        assert waiter.stdout is not None
+        for expected in ("waiting", "stopping", "cancelling"):
+            assert waiter.stdout.readline().startswith(expected)
+            waiter.send_signal(signal.SIGINT)
+        try:
+            assert waiter.wait(60) == EXIT_CODE
+        finally:
+            waiter.kill()
+
+
+def test_the_handlers_before_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.count == 2
+    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.set_wakeup_fd(-1) == -1

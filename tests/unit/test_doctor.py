@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic_record
 
+from device_agents import tracker_wire
+from device_agents.tracker_wire import DeviceEntry, TrackerSummary
 from orchestrator import doctor
-from orchestrator.plan import in_words, make_plan
+from orchestrator.plan import in_words, make_plan, run_folder
+from orchestrator.plan_checks import file_checks, name_checks, start_checks, target_checks
 
 
 def test_no_compiler_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +81,110 @@ def test_plan_finds_what_stands_in_the_way(tmp_path: Path) -> None:
     assert {"model.checkpoint", "data.name", "target cores", "target far"} <= failed
 
 
+@pytest.mark.parametrize(
+    ("changes", "field", "text"),
+    [
+        ({"data": {"name": "foo"}}, "data.name", "there is no 'foo'"),
+        ({"model": {"name": "resnet18"}}, "model.name", "use torchvision:resnet18"),
+        ({"model": {"name": "mods:nope"}}, "model.name", "has no function 'nope'"),
+        ({"model": {"name": "mods.below:build"}}, "model.name", "no module mods.below"),
+        ({"metric": "mods:inner"}, "metric", "has no function 'inner'"),
+        ({"targets": [{"tvm_target": {}}]}, "targets[0].tvm_target", "has no kind"),
+        ({"targets": [{"threads": 999}]}, "target host", "set threads to at most"),
+    ],
+)
+def test_names_that_lead_nowhere_are_wrong_input(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    field: str,
+    text: str,
+) -> None:
+    (tmp_path / "mods.py").write_text(
+        "def build():\n    inner = 1\n    return inner\nraise SystemExit\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = [c for c in start_checks(synthetic_record.config(**changes)) if c.name == field]
+    assert [(check.level, check.wrong_input) for check in found] == [("fail", True)]
+    assert text in f"{found[0].found} -> {found[0].cure}"
+
+
+def test_a_function_of_ones_own_is_found_without_its_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("raise SystemExit\n")
+    (tmp_path / "mine" / "nets.py").write_text("from other import build\nif True:\n    top = 1\n")
+    (tmp_path / "star.py").write_text("from other import *\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.nets:build", "mine.nets:top", "star:anything"):
+        checks = list(name_checks(synthetic_record.config(model={"name": name})))
+        assert {check.level for check in checks} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "text"),
+    [
+        ((0, '["alexnet"]\n'), "ok", "torchvision:alexnet"),
+        ((0, '["alexnot"]\n'), "fail", "torchvision:alexnot"),
+        ((1, "ImportError: x"), "warn", "could not be asked"),
+    ],
+)
+def test_torchvision_is_asked_for_names_that_are_not_known(
+    monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str], level: str, text: str
+) -> None:
+    monkeypatch.setattr(doctor, "probe", lambda _: answer)
+    check = next(name_checks(synthetic_record.config(model={"name": "torchvision:alexnet"})))
+    assert check.level == level and text in check.found + check.cure
+
+
+def test_tvm_is_asked_whether_it_knows_a_target() -> None:
+    target = {"tvm_target": {"kind": "nonsense"}}
+    config = synthetic_record.config(targets=[target])
+    check = next(target_checks(config, 0, config.targets[0]))
+    assert (check.level, check.wrong_input) == ("fail", True)
+    assert 'Target kind "nonsense" is not defined' in check.found
+
+
+def test_a_tracker_without_the_key_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = TrackerSummary((DeviceEntry("pixel", "127.0.0.1", 9090),), {})
+    monkeypatch.setattr(tracker_wire, "tracker_summary", lambda *_: known)
+    for key, level in (("phone", "fail"), ("pixel", "ok")):
+        target = {"device": "tracker", "tracker_port": 9190, "key": key}
+        config = synthetic_record.config(targets=[target])
+        check = next(target_checks(config, 0, config.targets[0]))
+        assert check.level == level and not check.wrong_input
+        assert level == "ok" or ("pixel" in check.found and "targets[].key" in check.cure)
+
+
+def test_home_stands_for_the_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    data = {"name": "imagefolder", "root": "~/images"}
+    assert [c.level for c in file_checks(synthetic_record.config(data=data))] == ["ok"]
+    assert run_folder(synthetic_record.config(output="~/out")) == tmp_path / "out" / "synthetic"
+
+
+def test_folders_that_ray_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for folder, text in (
+        ("/tmp/\u00e4", "other than ASCII"),
+        ("/tmp/" + "a" * 60, "longer than 39"),
+        ("/dev/null/x", "is not a writable folder"),
+    ):
+        monkeypatch.setenv("TMPDIR", folder)
+        check = doctor.check_ray_folder()
+        assert check.level == "fail" and text in check.found and "TMPDIR" in check.cure
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert doctor.check_ray_folder().level == "ok"
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", "/dev/null")
+    check = doctor.check_ray_token()
+    assert check.level == "fail" and "HOME" in check.found
+    assert "RAY_AUTH_TOKEN_PATH" in check.cure
+
+
 def test_plan_of_the_default_run_has_an_estimate() -> None:
     plan = make_plan(synthetic_record.config())
     assert plan.seconds is not None and 60 < plan.seconds[0] < plan.seconds[1]
@@ -87,7 +195,7 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
     config = tmp_path / "in" / "run.yaml"
     config.parent.mkdir()
     config.write_text("prune: {max_accuracy_drop: 0.01}\nmodel: {name: 'mine:build'}\n")
-    (tmp_path / "in" / "mine.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "in" / "mine.py").write_text("def build(): ...\nraise SystemExit('imported')\n")
     work, home, temporary = (tmp_path / name for name in ("work", "home", "tmp"))
     for folder in (work, home, temporary):
         folder.mkdir()
@@ -99,6 +207,7 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
         env={
             "HOME": str(home),
             "TMPDIR": str(temporary),
+            "RAY_TMPDIR": "/tmp",
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "PYTHONPATH": str(root),
         },

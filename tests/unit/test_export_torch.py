@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to
 from workers.training.images import Preprocessing
 from workers.training.networks import build_model
+from workers.training.weights import copy_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig()
@@ -79,6 +82,42 @@ def test_the_onnx_network_computes_the_same(
     assert exports.onnx_max_abs_diff is not None and exports.onnx_max_abs_diff < 1e-4
 
 
+def test_what_onnx_cannot_say_is_left_out_and_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_pooling.py").write_text(
+        "from torch import nn\n"
+        "def pooled():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveMaxPool2d((3, 5)),\n"
+        "                         nn.Flatten(), nn.Linear(60, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config, folder = ModelConfig(name="my_pooling:pooled"), tmp_path / "export"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"of an earlier network")
+    network = build_model(config, 10, 1)
+    exports = write_torch_exports(
+        folder,
+        network,
+        structure=Structure(),
+        config=config,
+        class_names=CLASSES,
+        preprocessing=PREPROCESSING,
+        batch_size=1,
+    )
+    assert exports.onnx is None and exports.onnx_max_abs_diff is None
+    assert exports.note.startswith("no ONNX file: my_pooling:pooled does not export to ONNX (")
+    assert "aten.adaptive_max_pool2d" in exports.note
+    assert exports.note.isprintable(), "one line, without the colours of a terminal"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.pt2",
+        "structure.json",
+        "weights.safetensors",
+    ]
+    with torch.no_grad():
+        assert torch.equal(load_pruned(folder)(IMAGES), network.eval()(IMAGES))
+
+
 def test_the_folder_says_how_to_use_it(exported: tuple[Path, nn.Module, TorchExports]) -> None:
     folder, _, _ = exported
     description = read_description(folder)
@@ -109,6 +148,25 @@ def test_loading_imports_neither_ray_nor_tvm(
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_a_copied_library_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "built.so", tmp_path / "export" / "model.so"
+    source.write_bytes(b"first")
+    copy_whole(source, copy)
+    source.write_bytes(b"second")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        copy_whole(source, copy)
+    assert [path.read_bytes() for path in copy.parent.iterdir()] == [b"first"]
+    copy_whole(source, copy)
+    assert [path.read_bytes() for path in copy.parent.iterdir()] == [b"second"]
 
 
 def test_a_folder_without_an_export_is_named(tmp_path: Path) -> None:

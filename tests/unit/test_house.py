@@ -108,6 +108,7 @@ def test_links_in_the_documents_exist() -> None:
 
 GOLDEN = {
     "": ["--debug", "--version"],
+    "clean": ["--records", "--yes"],
     "doctor": [],
     "export": ["DEST", "RUN_DIR"],
     "plan": ["--set", "CONFIG"],

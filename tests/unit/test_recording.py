@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ import pytest
 from schemas.table import Comparison, Measurement
 from workers.compiling.builder import Library
 from workers.errors import UserError
-from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed
+from workers.measuring.gauge import (
+    Answers,
+    Gauge,
+    OutputCheck,
+    ProgramFailed,
+    Question,
+    one_by_one,
+)
 from workers.measuring.recording import RecordingGauge, ReplayGauge
 
 LIBRARY = Library(Path("none.so"))
@@ -43,6 +51,12 @@ class FakeGauge:
 
     def measure(self, key: str, library: Library) -> Measurement:
         return measurement(self._next(key))
+
+    def measure_all(self, questions: Sequence[Question]) -> Answers:
+        """In the opposite order, as several devices may."""
+        answers = dict(one_by_one(self, questions))
+        for index in sorted(answers, reverse=True):
+            yield index, answers[index]
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
         return OutputCheck(self._next(key), 7.0)
@@ -101,6 +115,20 @@ def test_what_was_answered_is_answered_again(path: Path) -> None:
     assert {again.reference.device_kind, again.candidate.device_kind} == {"replay"}
     assert np.array_equal(replay.run("r", path, IMAGES, 1), logits)
     assert replay.device_s == 0.0
+
+
+def test_the_order_of_answers_makes_no_difference(path: Path) -> None:
+    asked = [Question(key, LIBRARY) for key in ("a", "bad b", "c")]
+    answered = list(recording(path).measure_all(asked))
+    assert [index for index, _ in answered] == [2, 1, 0]
+    again = list(ReplayGauge(path).measure_all(asked))
+    assert [index for index, _ in again] == [0, 1, 2]
+    for index, answer in answered:
+        repeated = again[index][1]
+        if isinstance(answer, ProgramFailed):
+            assert isinstance(repeated, ProgramFailed) and str(repeated) == str(answer)
+        else:
+            assert repeated == answer.model_copy(update={"device_kind": "replay"})
 
 
 def assert_all_fail(gauge: Gauge, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import synthetic_record
 
-from orchestrator.report import pictures, write_report
+from orchestrator.report import page, pictures, write_report
 from orchestrator.report.page import headline, render
 from orchestrator.summary import summarise
 from schemas.record import RunRecord
@@ -45,7 +45,7 @@ def test_result_comes_first_and_nothing_is_fetched() -> None:
     record = synthetic_record.record()
     text = page_of(record)
     speedup = summarise(record).targets[0].speedup
-    assert f"<h1>{speedup:.2f}x faster at 98.3\N{NO-BREAK SPACE}% accuracy</h1>" in text
+    assert f"<h1>{speedup:.2f}x faster at 98.3\N{NO-BREAK SPACE}% validation accuracy</h1>" in text
     assert "<script" not in text
     addresses = re.findall(r'(?:src|srcset|href)="([^"]{1,30})', text)
     assert addresses and all(a.startswith(("data:image/svg+xml;base64,", "../")) for a in addresses)
@@ -60,6 +60,42 @@ def test_result_comes_first_and_nothing_is_fetched() -> None:
         assert expected in text
     assert "Simulated." not in text
     assert text.count("<picture>") == 4
+
+
+def test_the_page_of_a_run_that_accepted_no_step_claims_nothing() -> None:
+    text = page_of(synthetic_record.unpruned())
+    assert "<h1>No step was accepted: the result is the dense network, at 98.6" in text
+    assert "x faster" not in text and "in the pruned network" not in text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict", "title", "caption"),
+    [
+        (0.5, "slower", "2.00x slower at", "slower than the dense network"),
+        (0.996, "slower", "As fast as the dense network at", "as fast as the dense network"),
+        (1.02, "not_distinguishable", "1.02x, not distinguishable", "(10 pairs)"),
+        (1.4, "too_noisy", "1.40x, too noisy to tell (10 pairs), at", "tell (10 pairs)"),
+    ],
+)
+def test_words_follow_the_verdict(ratio: float, verdict: str, title: str, caption: str) -> None:
+    record = synthetic_record.record()
+    summary = summarise(record)
+    changes = {"speedup": ratio, "speedup_verdict": verdict}
+    target = summary.targets[0].model_copy(update=changes)
+    text = render(record, summary.model_copy(update={"targets": [target]}))
+    assert f"<h1>{title}" in text and f"{caption}</span>" in text and "x faster" not in text
+
+
+def test_large_numbers_are_rounded_before_their_unit() -> None:
+    told = [page._big(number) for number in (999, 999_499, 999_999, 12_345)]
+    assert told == ["999", "999\u00a0k", "1\u00a0M", "12.3\u00a0k"]
+
+
+def test_seconds_of_several_targets_are_called_a_sum() -> None:
+    assert pictures._phases_title(synthetic_record.record()) == "wall-clock by phase (s)"
+    config = synthetic_record.config(targets=[{"name": "a"}, {"name": "b"}])
+    record = synthetic_record.record().model_copy(update={"config": config})
+    assert "summed over all targets" in pictures._phases_title(record)
 
 
 def test_a_recording_has_a_banner() -> None:

@@ -11,9 +11,17 @@ import pytest
 import synthetic_record
 
 from orchestrator.report import summary_text
-from orchestrator.summary import lower_bound, summarise, summary_schema
+from orchestrator.speedup import in_words, lower_bound
+from orchestrator.summary import summarise, summary_schema
 from schemas.record import RunRecord
-from schemas.work import Exported, FineTuned, Prepared, Screened, Tuned, UniformTrained
+from schemas.work import (
+    Exported,
+    FineTuned,
+    Prepared,
+    Screened,
+    Tuned,
+    UniformTrained,
+)
 
 
 def test_figures_of_a_finished_run() -> None:
@@ -55,6 +63,52 @@ def test_costs_are_sums_over_the_work() -> None:
     assert target.measured_models == 2 * compared + 3
 
 
+def with_ratios(*ratios: float, dense_ms: float = 1.0, final_ms: float = 1.0) -> RunRecord:
+    """A finished run with these paired ratios and medians."""
+    record = synthetic_record.record()
+    work = []
+    for item in record.work:
+        outcome = item.outcome
+        if isinstance(outcome, Exported):
+            changes = {"speedup_ratios": ratios}
+            for name, ms in (("dense", dense_ms), ("final", final_ms)):
+                network = getattr(outcome, name)
+                latency = network.latency.model_copy(update={"run_ms": (ms,)})
+                changes[name] = network.model_copy(update={"latency": latency})
+            item = item.model_copy(update={"outcome": outcome.model_copy(update=changes)})
+        work.append(item)
+    return record.model_copy(update={"work": tuple(work)})
+
+
+def test_a_run_that_accepted_no_step_has_no_speedup() -> None:
+    target = summarise(synthetic_record.unpruned()).targets[0]
+    assert target.speedup is target.speedup_low is None
+    assert target.speedup_verdict == "dense" and target.speedup_pairs == 0
+    assert target.tasks_before and not target.tasks_after
+    assert target.baseline and target.final
+    told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+    assert told == "no step was accepted: the result is the dense network"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "final_ms", "verdict", "told"),
+    [
+        ([2.0 + 0.01 * i for i in range(10)], 0.49, "faster", "2.04x faster than the dense"),
+        ([0.5 + 0.01 * i for i in range(10)], 1.84, "slower", "1.83x slower than the dense"),
+        ([0.9 + 0.03 * i for i in range(10)], 1.0, "not_distinguishable", "x, not disting"),
+        ([2.0] * 3, 0.5, "not_distinguishable", "(3 pairs)"),
+        ([2.0 + 0.01 * i for i in range(10)], 0.3, "too_noisy", "2.04x, too noisy to tell (10 "),
+        ([1.001] * 10, 1 / 1.001, "faster", "as fast as the dense network"),
+    ],
+)
+def test_the_verdict_is_what_the_pairs_tell(
+    ratios: list[float], final_ms: float, verdict: str, told: str
+) -> None:
+    target = summarise(with_ratios(*ratios, final_ms=final_ms)).targets[0]
+    assert target.speedup_verdict == verdict
+    assert told in in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+
+
 def empty() -> RunRecord:
     changes = {"work": (), "targets": (), "events": (), "phases_s": {}, "versions": {}}
     return synthetic_record.record(finished=False, steps=0).model_copy(update=changes)
@@ -77,6 +131,18 @@ def test_before_the_end_tasks_come_from_the_tuning_and_the_screening() -> None:
 
 def test_a_recording_is_labelled() -> None:
     assert summarise(synthetic_record.record(replay=True)).targets[0].simulated
+
+
+def test_simulated_programs_label_the_target_before_a_network_is_measured() -> None:
+    record = synthetic_record.record(finished=False, steps=0)
+    assert not summarise(record).targets[0].simulated
+    work = tuple(
+        item.model_copy(update={"outcome": item.outcome.model_copy(update={"simulated": True})})
+        if isinstance(item.outcome, Tuned)
+        else item
+        for item in record.work
+    )
+    assert summarise(record.model_copy(update={"work": work})).targets[0].simulated
 
 
 def test_any_prefix_of_the_work_gives_a_summary() -> None:

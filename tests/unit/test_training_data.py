@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +15,7 @@ from torch.utils.data import TensorDataset
 from schemas.config import DataConfig
 from workers.errors import UserError
 from workers.training.data import load_splits
-from workers.training.images import TensorImages, augment, batches, row_major
+from workers.training.images import Splits, TensorImages, augment, batches, row_major
 
 SIZES = {"train": 1079, "validation": 359, "test": 359}
 
@@ -110,6 +113,111 @@ def test_a_users_function_gives_the_splits(tmp_path: Path, monkeypatch: pytest.M
     assert splits.in_channels == 2 and splits.class_names == ("0", "1", "2")
     with pytest.raises(UserError, match=r"^data\.image_size: "):
         load_splits(config.model_copy(update={"image_size": 9}), seed=0)
+
+
+class _Listed:
+    """Two classes of blank 1x8x8 images; an item that is an exception is raised."""
+
+    classes = ("cat", "dog")
+
+    def __init__(self, count: int = 40, **items: object) -> None:
+        self._items: list[object] = [(torch.zeros(1, 8, 8), i % 2) for i in range(count)]
+        for place, item in items.items():
+            self._items[int(place.removeprefix("item"))] = item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> object:
+        item = self._items[index]
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+def _own_splits(monkeypatch: pytest.MonkeyPatch, *three: object) -> Splits:
+    """What a run gets of a function of the user's that returns these data sets."""
+    module = types.ModuleType("own_images_here")
+    module.three = lambda: three  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_images_here", module)
+    return load_splits(DataConfig(name="own_images_here:three", image_size=8), seed=0)
+
+
+def test_a_users_data_sets_are_read_item_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.ones((1, 8, 8), dtype=np.float64), np.int64(1)
+    splits = _own_splits(monkeypatch, _Listed(), _Listed(item0=numbers), _Listed(1))
+    assert splits.class_names == ("cat", "dog") and len(splits.train) == 40
+    image, label = splits.validation[0]
+    assert image.dtype == torch.float32 and label == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ((torch.zeros(1, 8, 9), 0), r"has shape \(1, 8, 9\), not that of the first"),
+        ((torch.zeros(1, 8, 8), 2), "the label 2, which is not a whole number from 0 to 1"),
+        ((torch.zeros(1, 8, 8), -1), "the label -1, which is not"),
+        ((torch.zeros(1, 8, 8), 0.5), "the label 0.5, which is not"),
+        ((torch.full((1, 8, 8), torch.nan), 0), "infinite or not a number"),
+        ((torch.zeros(1, 8, 8), torch.zeros(2)), "is not a pair of an image tensor and a class"),
+        ({"image": torch.zeros(1, 8, 8)}, "is not a pair of an image tensor and a class"),
+        (KeyError("shelf"), r"cannot be read \(KeyError: 'shelf'\)"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_bad_item_of_any_split_is_told_before_training(
+    item: object, words: str, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = {name: _Listed() for name in SIZES} | {split: _Listed(item39=item)}
+    where = f"item 39 of the {split} split of own_images_here:three"
+    with pytest.raises(UserError, match=rf"^data\.name: {where} .*{words}.*; ") as caught:
+        _own_splits(monkeypatch, *three.values())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_item_that_was_not_looked_at_is_told_when_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    splits = _own_splits(monkeypatch, _Listed(item1=OSError("torn")), _Listed(), _Listed())
+    with pytest.raises(UserError, match=r"^data\.name: item 1 of the train split .*OSError: torn"):
+        list(batches(splits.train, 8, threads=2))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.zeros(6, 1, 8, 9), torch.arange(6) % 2, r"item 0 .* has shape \(1, 8, 9\)"),
+        (torch.zeros(6, 1, 8, 8), torch.tensor([0, 1, 0, 1, -3, 0]), "item 4 .* label -3"),
+        (torch.zeros(6, 1, 8, 8), torch.full((6,), 0.5), "item 0 .* label 0.5"),
+        (torch.zeros(6, 1, 8, 8), torch.eye(6), r"labels of the validation split .*\(6, 6\)"),
+        (torch.full((6, 1, 8, 8), torch.inf), torch.arange(6) % 2, "item 0 .* infinite"),
+    ],
+)
+def test_a_bad_tensor_of_a_users_function_is_told_before_training(
+    images: torch.Tensor, labels: torch.Tensor, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = TensorDataset(torch.zeros(6, 1, 8, 8), torch.arange(6) % 2)
+    with pytest.raises(UserError, match=rf"^data\.name: .*{words}"):
+        _own_splits(monkeypatch, good, TensorDataset(images, labels), good)
+
+
+def test_one_class_is_too_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone = TensorDataset(torch.zeros(6, 1, 8, 8), torch.zeros(6))
+    with pytest.raises(UserError, match=r"^data\.name: .* images of 1 class; "):
+        _own_splits(monkeypatch, alone, alone, alone)
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(UserError, match=r"^data\.root: .* has one class folder, cat; "):
+        load_splits(DataConfig(name="imagefolder", root=str(tmp_path), image_size=8), seed=0)
+
+
+def test_an_image_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    _write_images(tmp_path, 10)
+    torn = tmp_path / "dog" / "9.png"
+    torn.write_bytes(torn.read_bytes()[:40])
+    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=8)
+    with pytest.raises(UserError, match=r"^data\.root: .*dog/9\.png cannot be read \(.*; replace"):
+        load_splits(config, seed=0)
 
 
 @pytest.mark.parametrize("name", ["mnist", "no_such_module_here:load"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from torch import nn
 
 from schemas.config import DataConfig, ModelConfig, TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut, UserError
-from workers.training.data import Splits, load_splits
+from workers.training.data import load_splits
+from workers.training.images import Splits, TensorImages
 from workers.training.metrics import accuracy_of_logits, evaluate
 from workers.training.networks import build_model
 from workers.training.train import ProgressEvent, train
@@ -125,11 +127,30 @@ def test_training_stops_when_asked_and_when_its_time_is_up(splits: Splits) -> No
 
 
 def test_a_diverging_training_says_so(splits: Splits) -> None:
+    steep = RECIPE.model_copy(update={"learning_rate": 1e30, "schedule": "constant"})
+    with pytest.raises(TrainingDiverged, match=r"^train\.learning_rate: the loss .*lower it"):
+        train(_network(), splits, steep, 0, threads=1)
+
+
+def test_a_loss_that_no_learning_rate_mends_names_its_cause(splits: Splits) -> None:
     network = _network()
     with torch.no_grad():
         network.fc.bias.fill_(float("nan"))
-    with pytest.raises(TrainingDiverged, match=r"^train\.learning_rate: the loss became nan"):
+    with pytest.raises(TrainingDiverged, match=r"^model\.name: .*before training \(fc\.bias\)"):
         train(network, splits, RECIPE, 0, threads=1)
+    images = splits.train.images.clone()
+    images[:, :, 0, 0] = float("inf")
+    broken = replace(splits, train=TensorImages(images, splits.train.labels))
+    with pytest.raises(TrainingDiverged, match=r"^data\.name: .*images of its batch 1 are"):
+        train(_network(), broken, RECIPE, 0, threads=1)
+    undefined = nn.Sequential(_network(), _LogOfMinusOne())
+    with pytest.raises(TrainingDiverged, match=r"^model\.name: .*correct the network's forward"):
+        train(undefined, splits, RECIPE, 0, threads=1)
+
+
+class _LogOfMinusOne(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.log(-torch.ones_like(x))
 
 
 def test_odd_widths_train_with_two_threads_beside_even_ones() -> None:

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from schemas.config import ModelConfig
+from schemas.config import DataConfig, ModelConfig, PruneConfig, RunConfig
+from schemas.work import PrepareWork
+from workers.artifacts import ArtifactStore
 from workers.errors import UserError
+from workers.jobs import TrainingJobs
+from workers.networks import Networks
 from workers.pruning.surgery import network_info
 from workers.training.networks import build_model, example_input
 from workers.training.weights import load_checkpoint, save_weights, weights_to_bytes
@@ -81,9 +85,50 @@ def test_an_unknown_network_names_the_field(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_arguments_name_the_field() -> None:
-    with pytest.raises(UserError, match=r"^model\.name: .*model\.arguments"):
-        build_model(ModelConfig(arguments={"depth": 3}), 10, 1)
+@pytest.mark.parametrize("name", ["small_resnet", "torchvision:resnet18"])
+def test_wrong_arguments_are_named_with_the_network(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_model(ModelConfig(name=name, arguments={"depth": 3}), 10, 1)
+    assert str(caught.value).startswith(f"model.name: {name}(depth=3) failed with TypeError: ")
+    assert "model.arguments" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("widths", "a"), ("widths", []), ("widths", [8, None]), ("stem", "b"), ("blocks", True)],
+)
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_an_argument_of_the_wrong_kind_is_named(
+    argument: str, value: object, fraction: float
+) -> None:
+    with pytest.raises(UserError, match=rf"^model\.arguments\.{argument}: .* is not a "):
+        build_model(ModelConfig(arguments={argument: value}), 10, 1, fraction)
+
+
+def test_a_network_that_does_not_trace_is_told_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_choice.py").write_text(
+        "from torch import nn\n"
+        "class Choice(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(1, 4, 3)\n"
+        "        self.fc = nn.Linear(4, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = self.fc(self.conv(x).mean((2, 3)))\n"
+        "        return x if x.sum() > 0 else -x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workers.jobs.train", None)
+    config = RunConfig(
+        model=ModelConfig(name="my_choice:Choice"),
+        data=DataConfig(image_size=8),
+        prune=PruneConfig(max_accuracy_drop=0.1),
+    )
+    jobs = TrainingJobs(Networks(config, ArtifactStore(str(tmp_path / "artifacts"))), threads=1)
+    with pytest.raises(UserError, match=r"^model\.name: torch\.export cannot trace the network"):
+        jobs.run(PrepareWork())
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -104,12 +149,15 @@ def test_a_bad_checkpoint_names_the_field(tmp_path: Path) -> None:
     network = build_model(ModelConfig(), 10, 1)
     save_weights(build_model(ModelConfig(), 5, 1).state_dict(), tmp_path / "five.safetensors")
     save_weights({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    diverged = {**network.state_dict(), "fc.bias": torch.full((10,), float("nan"))}
+    save_weights(diverged, tmp_path / "diverged.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     torch.save(nn.Linear(1, 1), tmp_path / "whole.pt")
     for name, words in (
         ("absent.pt", "there is no file"),
         ("five.safetensors", r"another shape \(fc\.bias is \(5,\), not \(10,\)"),
         ("other.safetensors", "tensors are missing"),
+        ("diverged.safetensors", r"infinite or not a number \(fc\.bias\)"),
         ("torn.safetensors", "cannot be read"),
         ("whole.pt", "holds more than tensors"),
     ):

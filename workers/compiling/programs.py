@@ -8,6 +8,7 @@ only the channel tiles re-split around the vector factor, it keeps that structur
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -44,7 +45,7 @@ class ScheduleSpace:
             for postproc in self._postprocs(module):
                 if not postproc.apply(schedule):
                     return None
-        except (tvm.error.TVMError, tvm.s_tir.ScheduleError, ValueError, RuntimeError, TypeError):
+        except (RuntimeError, ValueError, TypeError):  # a ScheduleError is a RuntimeError
             return None
         return schedule
 
@@ -57,8 +58,8 @@ class ScheduleSpace:
             return [unchanged] if unchanged is not None else []
         spatial = frozenset(range(len(axes.extents))) - frozenset(axes.reductions)
         texts = transplants(trace, axes.block, axes.extents, spatial, 2 * limit)
-        found = [self.process(module, text) for text in texts]
-        return [schedule for schedule in found if schedule is not None][:limit]
+        found = (self.process(module, text) for text in texts)
+        return list(itertools.islice((one for one in found if one is not None), limit))
 
     def _postprocs(self, module: IRModule) -> list[Any]:
         context = ms.TuneContext(

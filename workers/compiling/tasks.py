@@ -167,7 +167,7 @@ def _workload(name: str, module: IRModule, target: Target) -> Workload:
         task=Task(
             task_id=task_id(module, target),
             name=name,
-            kind=_kind(module, axes),
+            kind=_kind(axes),
             workload=hashlib.sha256(text.encode()).hexdigest(),
             macs=multiply_accumulates(module),
         ),
@@ -176,12 +176,13 @@ def _workload(name: str, module: IRModule, target: Target) -> Workload:
     )
 
 
-def _kind(module: IRModule, axes: ChannelAxes) -> TaskKind:
-    text = axes.block or ""
-    if "depthwise" in text.lower():
-        return "depthwise"
-    if text.startswith("conv2d"):
+def _kind(axes: ChannelAxes) -> TaskKind:
+    name = axes.block or ""
+    if name.startswith("group_conv2d"):  # what the compiler calls depthwise convolutions too
+        alone = axes.reduction is not None and axes.extents[axes.reduction] == 1
+        return "depthwise" if alone else "conv2d"
+    if name.startswith("conv2d"):
         return "conv2d"
-    if text.startswith("matmul") or text.startswith("dense"):
+    if name.startswith(("matmul", "dense")):
         return "dense"
     return "other"

@@ -89,7 +89,7 @@ def transplants(
 
     ``extents`` are the new workload's, loop by loop. A spatial loop whose extent changed keeps its
     innermost factor, the vector factor, and has the rest re-split; only where it does not divide,
-    the largest half of it that does takes its place. A reduction loop keeps its innermost factor
+    the largest part of it that does takes its place. A reduction loop keeps its innermost factor
     where that divides. An empty list means that there is no transplant.
     """
     choices: list[list[tuple[int, tuple[int, ...]]]] = []
@@ -99,7 +99,7 @@ def transplants(
             continue
         factors = tile.factors
         if tile.loop in spatial:
-            factors = (*factors[:-1], _largest_half(factors[-1], extent))
+            factors = (*factors[:-1], math.gcd(factors[-1], extent))
         splits = resplits(factors, extent, keep_innermost=tile.loop in spatial, limit=limit)
         splits = [split for split in splits if split[-1] <= tile.max_innermost]
         if not splits:
@@ -132,13 +132,6 @@ def resplits(
         return (round(away, 9), split)
 
     return sorted(found, key=distance)[:limit]
-
-
-def _largest_half(factor: int, extent: int) -> int:
-    """``factor``, or the largest of its halves, quarters and so on that divides ``extent``."""
-    while extent % factor and factor % 2 == 0:
-        factor //= 2
-    return factor
 
 
 def _splits(extent: int, parts: int) -> Iterator[tuple[int, ...]]:

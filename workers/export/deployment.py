@@ -20,9 +20,10 @@ from workers.measuring.gauge import Gauge
 from workers.networks import Networks
 from workers.training.images import batches
 from workers.training.metrics import evaluate
+from workers.training.weights import copy_whole
 from workers.tuning.bundle import Bundles
 from workers.tuning.libraries import NetworkLibraries
-from workers.tuning.trials import fastest
+from workers.tuning.stored import fastest
 from workers.tuning.tuner import Tuner
 
 LIBRARY = "model.so"
@@ -61,7 +62,7 @@ class Exporter:
             f"export:{dense_key}:{final_key}", dense_library, final_library, shape
         )
         uniform = self._uniform(work, dense_library, dense_key)
-        artifacts = self._write(work.final, final_library)
+        artifacts, notes = self._write(work.final, final_library)
         deployed = load_pruned(self._folder)
         difference, largest, images = self._check(deployed, final_library, final_key)
         self._gauge.release()
@@ -81,6 +82,7 @@ class Exporter:
             max_abs_output=largest,
             checked_images=images,
             artifacts=artifacts,
+            notes=notes,
             device_s=self._gauge.device_s - device_s,
         )
 
@@ -106,12 +108,13 @@ class Exporter:
 
     def _tuned(self, trained: Trained) -> Tuned:
         bundle = self._bundles.of_structure(trained.structure)
-        return self._tuner.summary(bundle, measured=0, failed=0, device_s=0.0, wall_s=0.0)
+        tuned = self._tuner.summary(bundle, measured=0, failed=0, device_s=0.0, wall_s=0.0)
+        return self._libraries.attributed(tuned, trained, "export")
 
-    def _write(self, final: Trained, library: Path) -> dict[str, str]:
-        """Write every artefact; paths relative to the run folder."""
+    def _write(self, final: Trained, library: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Write every artefact; paths relative to the run folder, and notes on what is left out."""
         splits, config = self._networks.splits, self._networks.config
-        self._folder.mkdir(parents=True, exist_ok=True)
+        copy_whole(library, self._folder / LIBRARY)
         written = write_torch_exports(
             self._folder,
             self._networks.load(final),
@@ -121,19 +124,19 @@ class Exporter:
             preprocessing=splits.preprocessing,
             batch_size=config.input.batch_size,
         )
-        shutil.copyfile(library, self._folder / LIBRARY)
         self._write_records(final, self._folder / TUNING)
         names = {
             "weights": written.weights,
             "structure": written.structure,
             "exported_program": written.program,
-            "onnx": written.onnx,
+            **({"onnx": written.onnx} if written.onnx else {}),
             "library": LIBRARY,
             "tuning_workloads": f"{TUNING}/database_workload.json",
             "tuning_records": f"{TUNING}/database_tuning_record.json",
         }
         root = self._folder.relative_to(self._run_dir)
-        return {what: str(root / name) for what, name in names.items()}
+        artifacts = {what: str(root / name) for what, name in names.items()}
+        return artifacts, (written.note,) if written.note else ()
 
     def _write_records(self, final: Trained, folder: Path) -> None:
         """The fastest program of each task, as a database that MetaSchedule opens."""

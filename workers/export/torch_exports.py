@@ -1,4 +1,8 @@
-"""Writes the torch side of a run's result: weights, structure, ``torch.export`` program, ONNX."""
+"""Writes the torch side of a run's result: weights, structure, ``torch.export`` program, ONNX.
+
+ONNX has no operator for some of what torch computes. The rest is handed over without it then, with
+a note that says why.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -19,7 +24,7 @@ from torch.export import ExportedProgram
 
 from schemas.config import ModelConfig
 from schemas.network import Structure
-from workers.errors import UserError
+from workers.errors import cause_of
 from workers.pruning.fold import exported_program
 from workers.training.images import Preprocessing
 from workers.training.networks import example_input
@@ -32,12 +37,14 @@ WEIGHTS, STRUCTURE, PROGRAM, ONNX = (
     "model.onnx",
 )
 FORMAT = 1
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
 class TorchExports:
     """Names of the files in the export folder, and how far the ONNX network is from torch's.
 
+    ``onnx`` is ``None`` where the network does not export to it; ``note`` says why, in one line.
     ``onnx_max_abs_diff`` is the largest difference of a logit on random images; ``None`` where
     onnxruntime is not installed.
     """
@@ -45,8 +52,9 @@ class TorchExports:
     weights: str
     structure: str
     program: str
-    onnx: str
+    onnx: str | None
     onnx_max_abs_diff: float | None
+    note: str = ""
 
 
 def write_torch_exports(
@@ -61,7 +69,7 @@ def write_torch_exports(
 ) -> TorchExports:
     """Writes the network, as it computes in evaluation mode, for batches of ``batch_size`` images.
 
-    Each file is there whole or not at all. Raises ``UserError`` when the network does not export.
+    Each file is there whole or not at all. Raises ``UserError`` when the network does not trace.
     """
     example = example_input(batch_size, preprocessing.channels, preprocessing.size)
     program = exported_program(model, example)
@@ -69,8 +77,6 @@ def write_torch_exports(
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     write_whole(folder / PROGRAM, buffer.getvalue())
-    onnx = _onnx_bytes(program, config)
-    write_whole(folder / ONNX, onnx)
     description = {
         "format": FORMAT,
         "model": config.model_dump(mode="json"),
@@ -81,30 +87,39 @@ def write_torch_exports(
         "preprocessing": preprocessing.as_data(),
     }
     write_whole(folder / STRUCTURE, (json.dumps(description, indent=2) + "\n").encode())
-    difference = onnx_difference(onnx, program.module(), example)
+    # What an earlier export left there is not this network's.
+    (folder / ONNX).unlink(missing_ok=True)
+    try:
+        onnx = _onnx_bytes(program)
+        difference = onnx_difference(onnx, program.module(), example)
+    # Whatever the exporter or the runtime raises: its file is the only one that can be left out.
+    except Exception as error:
+        note = f"no ONNX file: {config.name} does not export to ONNX ({_cause(error)})"
+        return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, None, None, note)
+    write_whole(folder / ONNX, onnx)
     return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, ONNX, difference)
 
 
-def _onnx_bytes(program: ExportedProgram, config: ModelConfig) -> bytes:
+def _cause(error: BaseException) -> str:
+    """What an error began with, in one line without the colours of a terminal."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _TERMINAL_CODE.sub("", cause_of(error))
+
+
+def _onnx_bytes(program: ExportedProgram) -> bytes:
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         path = Path(scratch) / ONNX
-        try:
-            torch.onnx.export(
-                program,
-                (),
-                path,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        except Exception as error:
-            raise UserError(
-                "model.name",
-                f"{config.name} does not export to ONNX ({type(error).__name__}: {error})",
-                "replace the operator it names",
-            ) from error
+        torch.onnx.export(
+            program,
+            (),
+            path,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
         return path.read_bytes()
 
 

@@ -1,7 +1,7 @@
 """The gauge's process: TVM's runtime alone and one session to a device.
 
-A device that hangs takes this process with it, never the caller: ``workers.measuring.gauge`` ends
-and replaces it. Started by that module; not a command of its own.
+A device that hangs takes this process with it, never the caller: ``workers.measuring.device_gauge``
+ends and replaces it. Started by that module; not a command of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from device_agents.attribution import ATTRIBUTE
 from device_agents.lean_tvm import import_runtime
 from device_agents.processes import serve
 
@@ -37,6 +38,7 @@ def main() -> None:
             "program": _program,
             "check": _check,
             "pair": _pair,
+            "attribute": _attribute,
             "run": _run,
             "canary": _canary,
         }
@@ -63,6 +65,8 @@ def _open(request: dict[str, Any]) -> dict[str, Any]:
         "threads": _state.info.threads,
         "cpu_model": _state.info.cpu_model,
         "temperature_c": _state.info.temperature_c,
+        "simulated": _state.info.simulated,
+        "address": list(_state.session.address),
     }
 
 
@@ -83,7 +87,8 @@ def _program(request: dict[str, Any]) -> dict[str, Any]:
         session.cpu(),
         number=1,
         repeat=request["repeats"],
-        min_repeat_ms=request["min_repeat_ms"],
+        # the caches are emptied before a repeat, so that its first call alone finds them empty
+        min_repeat_ms=0 if request["cache_flush_bytes"] else request["min_repeat_ms"],
         cache_flush_bytes=request["cache_flush_bytes"],
     )
     results = evaluate(*arguments).results
@@ -111,16 +116,9 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
 
 def _pair(request: dict[str, Any]) -> dict[str, Any]:
     """Time two networks in turn, so that drift of the device meets both alike."""
-    import numpy as np
-
     session = _state.session
     machines = [_network(request[name]) for name in ("reference", "candidate")]
-    image = _remote(
-        session,
-        np.random.default_rng(request["seed"])
-        .standard_normal(request["input_shape"])
-        .astype("float32"),
-    )
+    image = _random_image(session, request)
     evaluators = [
         machine.time_evaluator(
             "main", session.cpu(), number=1, repeat=1, min_repeat_ms=request["min_repeat_ms"]
@@ -135,6 +133,25 @@ def _pair(request: dict[str, Any]) -> dict[str, Any]:
         for which in order:
             times[which].append(1000 * float(evaluators[which](image).mean))
     return {"reference_ms": times[0], "candidate_ms": times[1], "measured_at": time.time()}
+
+
+def _attribute(request: dict[str, Any]) -> dict[str, Any]:
+    """What each call of a network takes inside it; an empty answer where the device cannot tell.
+
+    Plain TVM servers (those on phones) cannot: they lack our function.
+    """
+    import json
+
+    from tvm.runtime.vm import VirtualMachine
+
+    session = _state.session
+    attribute = session.function(ATTRIBUTE)
+    if attribute is None:
+        return {}
+    machine = VirtualMachine(session.load(Path(request["path"])), session.cpu())
+    machine.set_input("main", _random_image(session, request))
+    answer: dict[str, Any] = json.loads(attribute(machine.module))
+    return answer
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +190,13 @@ def _random_arguments(session: Any, arguments: list[Any]) -> list[Any]:
         fill(tensor)
         tensors.append(tensor)
     return tensors
+
+
+def _random_image(session: Any, request: dict[str, Any]) -> Any:
+    import numpy as np
+
+    generator = np.random.default_rng(request["seed"])
+    return _remote(session, generator.standard_normal(request["input_shape"]).astype("float32"))
 
 
 def _remote(session: Any, array: Any) -> Any:

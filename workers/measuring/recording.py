@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ import numpy as np
 from schemas.table import Comparison, Measurement
 from workers.compiling.builder import Builder, BuildJob, Library
 from workers.errors import UserError
-from workers.measuring.gauge import Gauge, OutputCheck, ProgramFailed
+from workers.measuring.gauge import (
+    Answers,
+    Attribution,
+    Gauge,
+    OutputCheck,
+    ProgramFailed,
+    Question,
+    one_by_one,
+)
 
 
 class RecordingGauge:
@@ -56,8 +64,18 @@ class RecordingGauge:
     def measure(self, key: str, library: Library) -> Measurement:
         with self._failures(key):
             answer = self._gauge.measure(key, library)
-        self._write({"key": key, "measurement": answer.model_dump(mode="json")})
+        self._write_measurement(key, answer)
         return answer
+
+    def measure_all(self, questions: Sequence[Question]) -> Answers:
+        with closing(self._gauge.measure_all(questions)) as answers:
+            for index, answer in answers:
+                key = questions[index].key
+                if isinstance(answer, ProgramFailed):
+                    self._write_failure(key, answer)
+                else:
+                    self._write_measurement(key, answer)
+                yield index, answer
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
         with self._failures(key):
@@ -71,6 +89,15 @@ class RecordingGauge:
         with self._failures(key):
             answer = self._gauge.compare(key, reference, candidate, input_shape)
         self._write({"key": key, "comparison": answer.model_dump(mode="json")})
+        return answer
+
+    def attribute(
+        self, key: str, network: Path, input_shape: tuple[int, ...]
+    ) -> Attribution | None:
+        with self._failures(key):
+            answer = self._gauge.attribute(key, network, input_shape)
+        told = None if answer is None else [answer.model_ms, answer.calls]
+        self._write({"key": key, "attribution": told})
         return answer
 
     def run(
@@ -99,8 +126,14 @@ class RecordingGauge:
         try:
             yield
         except ProgramFailed as error:
-            self._write({"key": key, "failed": str(error)})
+            self._write_failure(key, error)
             raise
+
+    def _write_measurement(self, key: str, measurement: Measurement) -> None:
+        self._write({"key": key, "measurement": measurement.model_dump(mode="json")})
+
+    def _write_failure(self, key: str, failure: ProgramFailed) -> None:
+        self._write({"key": key, "failed": str(failure)})
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
@@ -128,6 +161,9 @@ class ReplayGauge:
     def measure(self, key: str, library: Library) -> Measurement:
         return _replayed(Measurement.model_validate(self._answer(key)["measurement"]))
 
+    def measure_all(self, questions: Sequence[Question]) -> Answers:
+        return one_by_one(self, questions)
+
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
         return OutputCheck(*self._answer(key)["check"])
 
@@ -141,6 +177,15 @@ class ReplayGauge:
                 "candidate": _replayed(answer.candidate),
             }
         )
+
+    def attribute(
+        self, key: str, network: Path, input_shape: tuple[int, ...]
+    ) -> Attribution | None:
+        told = self._answer(key)["attribution"]
+        if told is None:
+            return None
+        model_ms, calls = told
+        return Attribution(model_ms, tuple((name, latency_ms) for name, latency_ms in calls))
 
     def run(
         self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int

@@ -16,7 +16,10 @@ from device_agents.local import LocalDevice
 from device_agents.tracker import TrackerProcess
 from schemas.config import MeasureConfig, TargetConfig
 from workers.errors import UserError
-from workers.measuring.gauge import DeviceAddress, DeviceGauge, Gauge
+from workers.measuring.agents import DeviceAddress
+from workers.measuring.device_gauge import DeviceGauge
+from workers.measuring.fleet import Fleet
+from workers.measuring.gauge import Gauge
 from workers.measuring.recording import RecordingGauge, ReplayGauge
 
 _CORES = "host"
@@ -43,7 +46,7 @@ def open_device(
     tvm_target = resolve_target(target)
     builders = max(1, len(allowed_cores()))
     if target.device == "replay":
-        replay = ReplayGauge(Path(str(target.recording)))
+        replay = ReplayGauge(Path(str(target.recording)).expanduser())
         return Device(tvm_target, replay, None, builders, replay.close)
     if target.device == "tracker":
         address = DeviceAddress(
@@ -54,7 +57,7 @@ def open_device(
             "tracker",
             f"{target.key}-{target.threads or 'all'}t",
         )
-        gauge = _recorded(DeviceGauge(address, config, None, None), target)
+        gauge = _recorded(Fleet(address, config, target.max_devices), target)
         return Device(tvm_target, gauge, None, builders, gauge.close)
     tracker = TrackerProcess(log_path=scratch / "tracker.log")
     try:
@@ -121,5 +124,7 @@ def resolve_target(target: TargetConfig) -> dict[str, Any]:
     return description
 
 
-def _recorded(gauge: DeviceGauge, target: TargetConfig) -> Gauge:
-    return RecordingGauge(gauge, Path(target.recording)) if target.recording else gauge
+def _recorded(gauge: Gauge, target: TargetConfig) -> Gauge:
+    if not target.recording:
+        return gauge
+    return RecordingGauge(gauge, Path(target.recording).expanduser())

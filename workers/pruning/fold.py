@@ -18,7 +18,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from workers.errors import UserError
+from workers.errors import UserError, cause_of
 from workers.pruning.dependency import on_device_of
 
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -37,11 +37,10 @@ def exported_program(model: nn.Module, example_input: Tensor) -> ExportedProgram
             warnings.simplefilter("ignore")
             return torch.export.export(network, (example,), strict=False)
     except Exception as error:
-        cause = str(error).strip().splitlines()
         raise UserError(
             "model.name",
             f"torch.export cannot trace the network on an input of shape "
-            f"{tuple(example_input.shape)} ({type(error).__name__}: {cause[0] if cause else ''})",
+            f"{tuple(example_input.shape)} ({cause_of(error)})",
             "its forward pass must be free of control flow that depends on the image's values",
         ) from error
 

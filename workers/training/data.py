@@ -7,7 +7,6 @@ drawn from the training images, stratified by class: the same seed gives the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset
 
 from schemas.config import DataConfig
-from workers.errors import UserError
-from workers.training.images import ImageSet, Preprocessing, TensorImages
-from workers.training.references import call_reference, resolve_reference
+from workers.errors import UserError, cause_of
+from workers.training.images import Preprocessing, Splits, TensorImages, sampled
+from workers.training.own_images import splits_of_function
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -29,27 +28,6 @@ _FOLDERS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test",),
 }
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Three disjoint data sets of ``(image (C, H, W) float32 normalised, label)`` pairs."""
-
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of an image."""
-        return self.preprocessing.channels
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.class_names)
 
 
 def load_splits(config: DataConfig, seed: int) -> Splits:
@@ -65,7 +43,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     if config.name == "imagefolder":
         return _imagefolder(config, seed)
     if ":" in config.name:
-        return _from_function(config)
+        return splits_of_function(config)
     raise UserError(
         "data.name",
         f"there is no data set {config.name!r}",
@@ -207,14 +185,27 @@ def _imagefolder(config: DataConfig, seed: int) -> Splits:
                 "give both the same class folders",
             )
     fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
+    if len(whole.classes) < 2:
+        raise UserError(
+            "data.root",
+            f"{root} has one class folder, {whole.classes[0]}",
+            "lay the images out in one folder for each of at least two classes",
+        )
     missing = [split for split in fractions if split not in given]
     keep, *held = _held_out(
         whole.targets, [fractions[split] for split in missing], seed, "data.validation_fraction"
     )
     drawn = {split: Subset(whole, part) for split, part in zip(missing, held, strict=True)}
-    splits: dict[str, Any] = {**given, **drawn}
+    splits: dict[str, Any] = {
+        "train": Subset(whole, keep) if missing else whole,
+        **given,
+        **drawn,
+    }
+    for dataset in splits.values():
+        for index in sampled(len(dataset)):
+            dataset[index]
     return Splits(
-        Subset(whole, keep) if missing else whole,
+        splits["train"],
         splits["validation"],
         splits["test"],
         tuple(whole.classes),
@@ -226,7 +217,7 @@ def _images_of(folder: Path, transform: Any) -> Any:
     from torchvision.datasets import ImageFolder
 
     try:
-        return ImageFolder(str(folder), transform=transform)
+        return ImageFolder(str(folder), transform=transform, loader=_image)
     except FileNotFoundError as error:
         raise UserError(
             "data.root",
@@ -235,46 +226,12 @@ def _images_of(folder: Path, transform: Any) -> Any:
         ) from error
 
 
-def _from_function(config: DataConfig) -> Splits:
-    """Three data sets of the user's: images are ``(C, H, W)`` float tensors, normalised already."""
-    field = "data.name"
-    function = resolve_reference(config.name, field)
-    result = call_reference(function, config.arguments, {}, field)
-    if not isinstance(result, tuple | list) or len(result) != 3:
+def _image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except Exception as error:  # what Pillow raises differs from one image format to the other
         raise UserError(
-            field,
-            f"{config.name} does not return three data sets",
-            "return (train, validation, test)",
-        )
-    for name, dataset in zip(_FOLDERS, result, strict=True):
-        if not hasattr(dataset, "__len__") or len(dataset) == 0:
-            raise UserError(
-                field, f"the {name} split of {config.name} is empty or has no length", "correct it"
-            )
-    train, validation, test = (
-        TensorImages(data.tensors[0].float(), data.tensors[1].long())
-        if isinstance(data, TensorDataset)
-        else data
-        for data in result
-    )
-    names = getattr(result[0], "classes", None)
-    if names is None:
-        if not isinstance(train, TensorImages):
-            raise UserError(
-                field,
-                f"the training split of {config.name} has no attribute classes",
-                "give it the list of class names",
-            )
-        names = range(int(max(int(data.labels.max()) for data in (train, validation, test))) + 1)
-    shape = tuple(train[0][0].shape)
-    size = config.image_size
-    if len(shape) != 3 or shape[1:] != (size, size):
-        raise UserError(
-            "data.image_size",
-            f"an image of {config.name} has shape {shape}, not (channels, {size}, {size})",
-            "correct it or the function",
-        )
-    note = f"done by {config.name}"
-    unchanged = ((0.0,) * shape[0], (1.0,) * shape[0])
-    preprocessing = Preprocessing(size, shape[0], size, 1.0, *unchanged, note=note)
-    return Splits(train, validation, test, tuple(str(name) for name in names), preprocessing)
+            "data.root", f"{path} cannot be read ({cause_of(error)})", "replace or remove it"
+        ) from error

@@ -1,4 +1,4 @@
-"""Images in memory, batches of any data set, and augmentation of whole batches."""
+"""Images as splits and in memory, batches of any data set, augmentation of whole batches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 Augmentation = Literal["none", "shift", "crop_flip"]
+_SAMPLE = 16
 
 
 class ImageSet(Protocol):
@@ -43,6 +44,27 @@ class Preprocessing:
     def as_data(self) -> dict[str, Any]:
         """The description as JSON data."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint data sets of ``(image (C, H, W) float32 normalised, label)`` pairs."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.preprocessing.channels
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
 
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
@@ -77,6 +99,12 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         if images.dtype == torch.uint8:
             images = (images.float() / 255 - self._mean) / self._std
         return images, self.labels[indices]
+
+
+def sampled(count: int) -> list[int]:
+    """A few indices, the first and the last of ``count`` among them."""
+    steps = min(_SAMPLE, count) - 1
+    return [step * (count - 1) // max(1, steps) for step in range(steps + 1)]
 
 
 def batches(

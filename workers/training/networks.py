@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.config import ModelConfig
-from workers.errors import UserError
+from workers.errors import UserError, cause_of
 from workers.pruning.dependency import evaluating, first_tensor
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to, reinitialise, uniform_widths
@@ -62,7 +62,9 @@ def _dense(
             for name, default in (("stem", 16), ("widths", (16, 32, 64))):
                 arguments[name] = _scaled(arguments.get(name, default), width_fraction)
         offered: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
-        own: nn.Module = call_reference(_OWN[config.name], arguments, offered, "model.name")
+        own: nn.Module = call_reference(
+            _OWN[config.name], arguments, offered, "model.name", config.name
+        )
         return own
     if config.name.startswith(_TORCHVISION):
         return _torchvision(
@@ -75,7 +77,7 @@ def _dense(
             "in_channels": in_channels,
             "image_size": image_size,
         }
-        model = call_reference(function, arguments, offered, "model.name")
+        model = call_reference(function, arguments, offered, "model.name", config.name)
         if not isinstance(model, nn.Module):
             raise UserError(
                 "model.name",
@@ -91,9 +93,9 @@ def _dense(
 
 
 def _scaled(width: Any, fraction: float) -> Any:
-    if isinstance(width, int):
-        return max(1, round(width * fraction))
-    return [_scaled(part, fraction) for part in width]
+    if isinstance(width, list | tuple):
+        return [_scaled(part, fraction) for part in width]
+    return max(1, round(width * fraction)) if isinstance(width, int) else width
 
 
 def _torchvision(
@@ -109,9 +111,10 @@ def _torchvision(
         )
     model = call_reference(
         lambda **given: torchvision.models.get_model(name, **given),
-        {"weights": None, **arguments},
-        {"num_classes": num_classes},
+        arguments,
+        {"weights": None, "num_classes": num_classes},
         "model.name",
+        f"{_TORCHVISION}{name}",
     )
     return model if in_channels == 3 else _with_in_channels(model, in_channels)
 
@@ -143,7 +146,7 @@ def _check_shapes(config: ModelConfig, model: nn.Module, example: Tensor, num_cl
         raise UserError(
             "model.name",
             f"{config.name} does not run on an input of shape {tuple(example.shape)} "
-            f"({type(error).__name__}: {error})",
+            f"({cause_of(error)})",
             "correct data.image_size, model.arguments or the network",
         ) from error
     if shape != (1, num_classes):

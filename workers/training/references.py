@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from workers.errors import UserError
+from workers.errors import UserError, cause_of
 
 
 def resolve_reference(reference: str, field: str) -> Callable[..., Any]:
@@ -27,7 +27,7 @@ def resolve_reference(reference: str, field: str) -> Callable[..., Any]:
     except Exception as error:
         raise UserError(
             field,
-            f"cannot import {module_name!r} of {reference!r} ({type(error).__name__}: {error})",
+            f"cannot import {module_name!r} of {reference!r} ({cause_of(error)})",
             f"run from the folder that holds {module_name.split('.')[0]}, or install it",
         ) from error
     function: Callable[..., Any] | None = getattr(module, attribute, None)
@@ -45,30 +45,32 @@ def call_reference(
     arguments: Mapping[str, Any],
     offered: Mapping[str, Any],
     field: str,
+    name: str,
 ) -> Any:
     """Calls a user's function with ``arguments``, and those of ``offered`` that it has a name for.
 
-    An exception of the function becomes a ``UserError`` that names ``field``.
+    An exception of the function becomes a ``UserError`` that names ``field``, and the function as
+    the configuration does, by ``name``, with the arguments it was given there.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         parameters = {}.values()
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    names = {p.name for p in parameters}
+    known = {p.name for p in parameters}
     extra = {
-        name: value
-        for name, value in offered.items()
-        if name not in arguments and (takes_any or name in names)
+        key: value
+        for key, value in offered.items()
+        if key not in arguments and (takes_any or key in known)
     }
     try:
         return function(**{**extra, **arguments})
     except UserError:
         raise
     except Exception as error:
-        name = getattr(function, "__qualname__", str(function))
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(
             field,
-            f"{name} failed with {type(error).__name__}: {error}",
+            f"{name}({given}) failed with {cause_of(error)}",
             f"correct it, or the {field.rsplit('.', 1)[0]}.arguments handed to it",
         ) from error

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from workers.errors import UserError
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm; the shortcut is projected where shapes differ."""
@@ -69,6 +71,10 @@ class SmallResNet(nn.Module):
         return logits
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def small_resnet(
     num_classes: int = 10,
     in_channels: int = 1,
@@ -76,5 +82,21 @@ def small_resnet(
     widths: Sequence[int] = (16, 32, 64),
     blocks: int = 1,
 ) -> SmallResNet:
-    """The quickstart's network: ``blocks`` basic blocks per stage; later stages halve H and W."""
+    """The quickstart's network: ``blocks`` basic blocks per stage; later stages halve H and W.
+
+    Raises ``UserError`` that names the argument which is no whole number, or no list of them.
+    """
+    for name, value in (("stem", stem), ("blocks", blocks)):
+        if not _is_count(value):
+            raise UserError(
+                f"model.arguments.{name}",
+                f"{value!r} is not a whole number of at least 1",
+                "correct it",
+            )
+    if not isinstance(widths, list | tuple) or not widths or not all(map(_is_count, widths)):
+        raise UserError(
+            "model.arguments.widths",
+            f"{widths!r} is not a list of whole numbers of at least 1",
+            "give the width of each stage, for example [16, 32, 64]",
+        )
     return SmallResNet(num_classes, in_channels, stem, tuple(widths), blocks)

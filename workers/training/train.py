@@ -21,10 +21,10 @@ from torch.nn import functional
 from schemas.config import TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
-from workers.training.data import Splits
-from workers.training.images import augment, batches, row_major
+from workers.training.images import Splits, augment, batches, row_major
 from workers.training.metrics import accuracy_of_logits, logits_of
 from workers.training.runtime import computing
+from workers.training.weights import not_finite
 
 _PROGRESS_INTERVAL_S = 0.5
 
@@ -82,14 +82,21 @@ def train(
     counts too: a fine-tuning never gives back a network worse than it took. The model ends on the
     device and in the mode (train or eval) it came in.
 
-    Raises ``TrainingDiverged`` when the loss is not finite, ``TrainingTimedOut`` after
-    ``recipe.timeout_s``, ``TrainingStopped`` when ``should_stop()`` becomes true between batches;
-    the model's weights are then those of no particular moment.
+    Raises ``TrainingDiverged`` when the loss is not finite, naming the cause as far as it is known,
+    ``TrainingTimedOut`` after ``recipe.timeout_s``, ``TrainingStopped`` when ``should_stop()``
+    becomes true between batches; the model's weights are then those of no particular moment.
     """
     modes = {module: module.training for module in model.modules()}
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
     state = _Run(recipe, progress, should_stop, started)
+    broken = not_finite(model.state_dict())
+    if broken:
+        raise TrainingDiverged(
+            "model.name",
+            f"the network's weights are infinite or not a number before training ({broken[0]})",
+            "correct how it is initialised",
+        )
     with computing(model, threads, device) as place, _seeded(place, seed):
         try:
             state.keep_if_best(
@@ -112,11 +119,7 @@ def train(
                         loss = _step(model, images, batch[1], recipe, optimizer, place)
                     scheduler.step()
                     if not math.isfinite(loss):
-                        raise TrainingDiverged(
-                            "train.learning_rate",
-                            f"the loss became {loss} in epoch {state.epoch + 1}",
-                            "lower it (or that of fine_tune)",
-                        )
+                        raise _divergence(loss, images, state.epoch + 1, number)
                     total, count = total + loss, count + 1
                     state.report(number + 1, steps, total / count)
                 accuracy = _validate(model, splits, metric, recipe, threads, yield_cores)
@@ -133,6 +136,24 @@ def train(
         train_s=time.monotonic() - started,
         history=tuple(state.history),
     )
+
+
+def _divergence(loss: float, images: Tensor, epoch: int, batch: int) -> TrainingDiverged:
+    """Why the loss is not finite after this batch, counted from 0, of the epoch."""
+    told = f"the loss became {loss} in epoch {epoch}"
+    if not bool(images.isfinite().all()):
+        return TrainingDiverged(
+            "data.name",
+            f"{told}: images of its batch {batch + 1} are infinite or not a number",
+            "correct the images",
+        )
+    if epoch == 1 and batch == 0:
+        return TrainingDiverged(
+            "model.name",
+            f"{told}, on finite images and weights, before any of them changed",
+            "correct the network's forward pass",
+        )
+    return TrainingDiverged("train.learning_rate", told, "lower it (or that of fine_tune)")
 
 
 class _Run:

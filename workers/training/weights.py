@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -44,11 +46,23 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file under a temporary name, syncs it, and gives it its name."""
+    with _whole_file(path) as file:
+        file.write(data)
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    """Copies a file's content; the copy is there whole or not at all."""
+    with source.open("rb") as original, _whole_file(path) as file:
+        shutil.copyfileobj(original, file)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -64,7 +78,7 @@ def load_checkpoint(model: nn.Module, config: ModelConfig) -> bool:
     Takes a ``.safetensors`` file, or a ``.pt``/``.pth`` state dictionary (also one under the key
     ``state_dict``, also with the ``module.`` prefix of data-parallel training), which is read
     without unpickling code. Raises ``UserError`` naming ``model.checkpoint`` when the file is
-    missing, not readable, or of another network.
+    missing, not readable, or of another network, or holds weights that are infinite or no numbers.
     """
     if config.checkpoint is None:
         return False
@@ -87,8 +101,21 @@ def load_checkpoint(model: nn.Module, config: ModelConfig) -> bool:
             f"{config.checkpoint} is not of {config.name}: {', '.join(problems)}",
             "name the checkpoint of this network, or correct model.name and model.arguments",
         )
+    broken = not_finite(state)
+    if broken:
+        raise UserError(
+            _FIELD,
+            f"{config.checkpoint} holds weights that are infinite or not a number "
+            f"({_some(broken)})",
+            "name a checkpoint from before its training diverged",
+        )
     model.load_state_dict(state)
     return True
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold infinite values, or what is no number."""
+    return sorted(name for name, tensor in state.items() if not bool(tensor.isfinite().all()))
 
 
 def _some(names: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from tvm.ir import save_json
@@ -9,13 +11,15 @@ from tvm.ir import save_json
 from schemas.base import content_key
 from schemas.config import RunConfig
 from schemas.network import Trained
-from schemas.work import Compared, CompareWork
+from schemas.work import Compared, CompareWork, Tuned
 from workers.compiling.builder import Builder
 from workers.errors import UserError
-from workers.measuring.gauge import Gauge, ProgramFailed
+from workers.measuring.gauge import Attribution, Gauge, ProgramFailed
 from workers.tuning.bundle import Bundles
-from workers.tuning.trials import fastest
+from workers.tuning.stored import fastest
 from workers.tuning.tuner import Tuner
+
+_PACKED = "_prepacked"
 
 
 class NetworkLibraries:
@@ -77,6 +81,22 @@ class NetworkLibraries:
         partial.rename(path)
         return path, key
 
+    def attributed(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
+        """``tuned`` with what each task's call takes inside the compiled network.
+
+        As it is, where the device cannot watch a network. ``occasion`` tells one question to the
+        device from another about the same network. Raises ``UserError`` as ``build``, and
+        ``ProgramFailed``.
+        """
+        path, key = self.build(trained)
+        shape = trained.info.input_shape
+        found = self._gauge.attribute(f"attribute:{occasion}:{key}", path, shape)
+        self._gauge.release()
+        if found is None:
+            return tuned
+        sites = self._bundles.of_structure(trained.structure).relax.sites
+        return in_model(tuned, [site.function for site in sites], found)
+
     def compare(self, work: CompareWork) -> Compared:
         """Measure two networks, paired and interleaved. Raises ``ProgramFailed``."""
         device_s = self._gauge.device_s
@@ -91,3 +111,29 @@ class NetworkLibraries:
             raise ProgramFailed(f"a whole network did not run on the device: {error}") from error
         self._gauge.release()
         return Compared(comparison=comparison, device_s=self._gauge.device_s - device_s)
+
+
+def in_model(tuned: Tuned, functions: Sequence[str], found: Attribution) -> Tuned:
+    """``tuned`` with the mean latency of each task's calls.
+
+    ``functions`` names the compiled function of each of the table's subgraphs, in their order. The
+    compiler adds an ending to the names of those whose weights it has packed. Tasks that only
+    rearrange weights are gone from the compiled network: they cost nothing.
+    """
+    kinds = {task.task_id: task.kind for task in tuned.table.tasks}
+    tasks = {
+        name: subgraph.task_id
+        for name, subgraph in zip(functions, tuned.table.subgraphs, strict=True)
+    }
+    times: dict[str, list[float]] = {}
+    for name, latency_ms in found.calls:
+        task_id = tasks.get(name.removesuffix(_PACKED))
+        if task_id is not None:
+            times.setdefault(task_id, []).append(latency_ms)
+    means = {task_id: statistics.fmean(own) for task_id, own in times.items()}
+    gone = {task_id: 0.0 for task_id, kind in kinds.items() if kind == "other"}
+    latencies = [
+        entry.model_copy(update={"in_model_ms": {**gone, **means}.get(entry.task_id)})
+        for entry in tuned.latencies
+    ]
+    return tuned.model_copy(update={"latencies": tuple(latencies), "model_ms": found.model_ms})

@@ -16,8 +16,9 @@ from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.tasks import Workload
 from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
-from workers.tuning.trials import Trial, Trials, fastest
-from workers.tuning.tuner import Tuner, representatives, task_latency
+from workers.tuning.stored import fastest, representatives, task_latency
+from workers.tuning.trials import Trial, Trials
+from workers.tuning.tuner import Tuner
 
 
 class Screener:
@@ -115,8 +116,9 @@ class Screener:
                         "transplant",
                         origin.program_id,
                         lineage,
+                        position,
                     )
-                    for schedule in schedules
+                    for position, schedule in enumerate(schedules)
                 ]
         return []
 
@@ -128,14 +130,21 @@ class Screener:
         bundle: Bundle,
         tuned: Tuned,
     ) -> Screened:
-        parent_ms = sum(
-            task_latency(task_id, programs).latency_ms * parent.table.weight(task_id)
+        by_themselves = {
+            task_id: task_latency(task_id, programs).latency_ms
             for task_id, programs in parents.items()
-        )
+        }
+        costs = {**by_themselves, **work.costs_ms}
+        parent_ms = sum(costs[task_id] * parent.table.weight(task_id) for task_id in parents)
         own = self._tuner.stored(bundle)
-        candidate_ms = sum(
-            self._on_the_parents_basis(own[task_id], parents) * bundle.table.weight(task_id)
+        origins = _origins(parent, bundle)
+        estimates = {  # of a task that did not change, its cost as it was
+            task_id: costs[origins[task_id]]
+            * _share_of_origin(own[task_id], parents[origins[task_id]])
             for task_id in bundle.task_ids
+        }
+        candidate_ms = sum(
+            estimates[task_id] * bundle.table.weight(task_id) for task_id in bundle.task_ids
         )
         missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
         names = [bundle.workloads[task_id].task.name for task_id in missing]
@@ -147,17 +156,20 @@ class Screener:
             candidate_ms=candidate_ms,
         )
 
-    @staticmethod
-    def _on_the_parents_basis(programs: list[Program], parents: dict[str, list[Program]]) -> float:
-        """Latency of a task's fastest program, in ms; of a transplant, its origin's as it was
-        measured for the parent times the ratio of the two measured side by side."""
-        best = fastest(programs)
-        if best is None:
-            return 0.0
-        origins = [p for found in parents.values() for p in found if p.program_id == best.parent]
-        if best.beside_ms is None or not origins:
-            return best.latency_ms
-        return origins[0].latency_ms * best.latency_ms / best.beside_ms
+
+def _share_of_origin(programs: list[Program], origins: list[Program]) -> float:
+    """Latency of a task's fastest program over that of the task it comes from.
+
+    A transplant was measured beside the program it was taken from, which need not be the fastest
+    one of its task. 0 where either task has no program: then the candidate is refused.
+    """
+    best, before = fastest(programs), fastest(origins)
+    if best is None or before is None:
+        return 0.0
+    taken = next((p for p in origins if p.program_id == best.parent), None)
+    if best.beside_ms is None or taken is None:
+        return best.latency_ms / before.latency_ms
+    return best.latency_ms / best.beside_ms * taken.latency_ms / before.latency_ms
 
 
 def _origins(parent: Bundle, bundle: Bundle) -> dict[str, str]:

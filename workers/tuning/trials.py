@@ -7,9 +7,9 @@ is known, so that a run that is killed repeats none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,21 +18,24 @@ from tvm.ir import save_json
 from tvm.s_tir import Schedule
 
 from schemas.config import TuneConfig
-from schemas.table import Program
+from schemas.table import WRONG_RESULT, Measurement, Program
 from workers.compiling.builder import BuildJob, Library, ProgramBuilder
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import Workload
 from workers.compiling.trace import factors_of_loop
 from workers.errors import UserError
-from workers.measuring.gauge import Gauge, ProgramFailed
+from workers.measuring.gauge import Answer, Gauge, ProgramFailed, Question
 from workers.protocols import ProgramTable
 
 _TOLERANCE = 1e-3
 
+_Answers = Generator[tuple[int, Answer, float | None], None, None]
+"""Index of a trial, its answer, and the latency of the program it was measured beside, in ms."""
+
 
 @dataclass(frozen=True)
 class Trial:
-    """A program to be built and measured."""
+    """A program to be built and measured; ``position`` is its place in the batch."""
 
     program_id: str
     trace: str
@@ -40,6 +43,7 @@ class Trial:
     source: Literal["search", "transplant"]
     parent: str | None = None
     lineage_trials: int = 0
+    position: int = 0
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Counts:
 
 
 class Trials:
-    """Carries out trials on one device."""
+    """Carries out trials on the devices of one model."""
 
     def __init__(
         self,
@@ -91,20 +95,29 @@ class Trials:
         *,
         beside: Library | None = None,
     ) -> list[Program]:
-        """Measure each program and store it at once. Outputs are not compared here: see ``check``.
+        """Measure the programs on all devices there are, and store each as soon as it is known.
 
-        ``beside`` is a library measured first, on the same stretch: what drifts on the device
-        between two stretches cancels out of the programs' ratios to it.
+        Returned are they in the order of the trials. Outputs are not compared here: see ``check``.
+        ``beside`` is a library measured first, on the same stretch of one device, which measures
+        all of them: what differs between devices and drifts on one between two stretches cancels
+        out of the programs' ratios to it.
         """
-        programs = []
-        with self._gauge.alone() if trials else nullcontext():
-            beside_ms = self._beside_ms(beside, batch, workload) if trials else None
-            for trial, library in zip(trials, libraries, strict=True):
-                program = self._one(workload, trial, library, batch, beside_ms)
-                self._table.add_programs([program])
-                programs.append(program)
-                library.path.unlink(missing_ok=True)
-        return programs
+        if not trials:
+            return []
+        programs: dict[int, Program] = {}
+        with self._gauge.alone():
+            if beside is None:
+                answers = self._together(trials, libraries)
+            else:
+                key = f"beside:{batch}:{workload.task.task_id}"
+                answers = self._beside(trials, libraries, key, beside)
+            with closing(answers):
+                for index, answer, beside_ms in answers:
+                    program = self._program(workload, trials[index], answer, batch, beside_ms)
+                    self._table.add_programs([program])
+                    programs[index] = program
+                    libraries[index].path.unlink(missing_ok=True)
+        return [programs[index] for index in sorted(programs)]
 
     def check(self, suspects: Sequence[tuple[Workload, Program]]) -> list[Program]:
         """Compare programs with the untuned ones on random inputs; store and return the verdicts.
@@ -160,38 +173,56 @@ class Trials:
             libraries[position] = library
         return libraries
 
-    def _beside_ms(self, beside: Library | None, batch: str, workload: Workload) -> float | None:
-        if beside is None:
-            return None
-        key = f"beside:{batch}:{workload.task.task_id}"
-        if beside.error:
-            self._gauge.not_asked(key, beside.error)
-            return None
-        try:
-            return self._gauge.measure(key, beside).latency_ms
-        except ProgramFailed:
-            return None
+    def _together(self, trials: Sequence[Trial], libraries: Sequence[Library]) -> _Answers:
+        """Ask for all programs that were built at once; answers come in any order."""
+        built = [index for index, library in enumerate(libraries) if not library.error]
+        for index in sorted(set(range(len(trials))) - set(built)):
+            yield index, self._not_asked(trials[index].program_id, libraries[index]), None
+        questions = [Question(trials[index].program_id, libraries[index]) for index in built]
+        with closing(self._gauge.measure_all(questions)) as answers:
+            for number, answer in answers:
+                yield built[number], answer, None
 
-    def _one(
+    def _beside(
+        self, trials: Sequence[Trial], libraries: Sequence[Library], key: str, beside: Library
+    ) -> _Answers:
+        """Ask for one program after the other, each beside ``beside`` on the same device.
+
+        Should another device take over, ``beside`` is measured there too.
+        """
+        reference = self._answer(key, beside)
+        for index, (trial, library) in enumerate(zip(trials, libraries, strict=True)):
+            answer = self._answer(trial.program_id, library)
+            if isinstance(answer, Measurement) and _on_two_devices(answer, reference):
+                reference = self._answer(f"{key}:{answer.device}", beside)
+            beside_ms = None
+            if isinstance(reference, Measurement) and not _on_two_devices(answer, reference):
+                beside_ms = reference.latency_ms
+            yield index, answer, beside_ms
+
+    def _answer(self, key: str, library: Library) -> Answer:
+        if library.error:
+            return self._not_asked(key, library)
+        try:
+            return self._gauge.measure(key, library)
+        except ProgramFailed as failure:
+            return failure
+
+    def _not_asked(self, key: str, library: Library) -> ProgramFailed:
+        self._gauge.not_asked(key, library.error)
+        return ProgramFailed(library.error)
+
+    def _program(
         self,
         workload: Workload,
         trial: Trial,
-        library: Library,
+        answer: Answer,
         batch: str,
         beside_ms: float | None,
     ) -> Program:
-        error, measurement = library.error, None
-        if error:
-            self._gauge.not_asked(trial.program_id, error)
-        else:
-            try:
-                measurement = self._gauge.measure(trial.program_id, library)
-            except ProgramFailed as failure:
-                error = str(failure)
-        if measurement is None:
-            self.counts.failed += 1
-        else:
-            self.counts.measured += 1
+        failed = isinstance(answer, ProgramFailed)
+        self.counts.failed += failed
+        self.counts.measured += not failed
         axes = workload.axes
         return Program(
             program_id=trial.program_id,
@@ -203,10 +234,11 @@ class Trials:
             reduction_tiles=factors_of_loop(trial.trace, axes.block, axes.reduction),
             parent=trial.parent,
             batch=batch,
+            position=trial.position,
             lineage_trials=trial.lineage_trials,
             beside_ms=beside_ms,
-            measurement=measurement,
-            error=error,
+            measurement=None if isinstance(answer, ProgramFailed) else answer,
+            error=str(answer) if isinstance(answer, ProgramFailed) else "",
         )
 
     def _verdict(self, program: Program, reference: Library, library: Library) -> float | str:
@@ -220,8 +252,8 @@ class Trials:
             return f"the comparison with the untuned program failed: {failure}"
         if not check.max_abs_error <= _TOLERANCE * max(1.0, check.max_abs_output):
             return (
-                f"wrong result: differs by {check.max_abs_error:g} from the untuned program, whose "
-                f"largest output is {check.max_abs_output:g}"
+                f"{WRONG_RESULT}: differs by {check.max_abs_error:g} from the untuned program, "
+                f"whose largest output is {check.max_abs_output:g}"
             )
         return check.max_abs_error
 
@@ -231,7 +263,7 @@ class Trials:
             return self._scratch / f"{kind}-{self._serial}.so"
 
 
-def fastest(programs: Iterable[Program]) -> Program | None:
-    """The program with the least latency; None when none ran."""
-    ran = [program for program in programs if program.measurement is not None]
-    return min(ran, key=lambda program: (program.latency_ms, program.program_id), default=None)
+def _on_two_devices(one: Answer, other: Answer) -> bool:
+    if isinstance(one, ProgramFailed) or isinstance(other, ProgramFailed):
+        return False
+    return one.device != other.device

@@ -12,26 +12,28 @@ from tvm.s_tir.meta_schedule import CostModel
 
 from schemas.config import TuneConfig
 from schemas.table import Program
-from schemas.work import TaskLatency, Tuned, TuneWork
+from schemas.work import Tuned, TuneWork
 from workers.compiling.builder import Library
 from workers.compiling.programs import ScheduleSpace, program_id
 from workers.compiling.tasks import Workload
 from workers.measuring.gauge import Gauge
 from workers.protocols import ProgramTable
+from workers.tuning.budget import Budget
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.cost_model import RecordModel
+from workers.tuning.schedule import Schedule, TaskProgress
 from workers.tuning.search import Search
-from workers.tuning.trials import Trial, Trials, fastest
+from workers.tuning.stored import as_proposed, fastest, task_latency
+from workers.tuning.trials import Trial, Trials
 
-_OTHER_TRIALS = 4  # for tasks without a convolution or matrix product: their spaces are small
 _UNTUNED = "[[],[]]"
-_NEARLY = 1.5
 
 
 @dataclass
 class _Round:
     """A round in flight: its programs are being built."""
 
+    progress: TaskProgress
     workload: Workload
     batch: str
     trials: list[Trial]
@@ -96,79 +98,73 @@ class Tuner:
             failed_programs=failed,
             device_s=device_s,
             wall_s=wall_s,
+            simulated=any(
+                program.measurement is not None and program.measurement.simulated
+                for programs in stored.values()
+                for program in programs
+            ),
         )
 
     def stored(self, bundle: Bundle) -> dict[str, list[Program]]:
-        """All programs of the network's tasks, in the order they were stored."""
+        """All programs of the network's tasks, batch by batch as they were proposed."""
         found: dict[str, list[Program]] = {task_id: [] for task_id in bundle.task_ids}
         for program in self._table.programs(bundle.task_ids, self._gauge.device_model):
             found[program.task_id].append(program)
-        return found
+        return {task_id: as_proposed(programs) for task_id, programs in found.items()}
 
     def _rounds(self, work: TuneWork, bundle: Bundle) -> None:
-        """Round after round over the tasks; one is built while the next one is searched.
+        """Round after round, as the schedule has it; one is built while the next is searched.
 
         ``known`` holds what a round may know: what was stored before this work, and its own rounds
         before that one. So a round proposes the same programs when the work is taken up again.
         """
         prefix = f"{work.key}/"
         known, done = _split(self.stored(bundle), prefix)
-        remaining = {
-            task_id: self._budget(work, bundle, task_id, len(known[task_id]))
-            for task_id in bundle.task_ids
-        }
+        budget = Budget(work, bundle.table, known, self._config.min_trials_per_task)
+        schedule = Schedule(budget.progress(), budget.total(), self._config.round_size)
+        began, device_s = time.monotonic(), self._gauge.device_s
         in_flight: _Round | None = None
         number = 0
-        while any(remaining.values()):
+        while True:
+            spent = self._time_is_spent(time.monotonic() - began, self._gauge.device_s - device_s)
+            following = None if spent else schedule.next_round()
+            if in_flight is not None and (following is None or following[0] is in_flight.progress):
+                self._finish(in_flight, known, done)
+                in_flight = None
+                continue  # what it brought may change who is next
+            if following is None:
+                break
+            progress, count = following
             number += 1
-            for task_id in bundle.task_ids:
-                if remaining[task_id] <= 0:
-                    continue
-                if in_flight is not None and in_flight.workload.task.task_id == task_id:
-                    self._finish(in_flight, known, done)
-                    in_flight = None
-                count = min(self._config.round_size, remaining[task_id])
-                batch = f"{prefix}{task_id[:16]}/{number}"
-                following = self._start(bundle, task_id, known, done, batch, count)
-                if following is None:
-                    remaining[task_id] = 0  # the design space holds no more
-                    continue
-                remaining[task_id] -= len(following.trials)  # a round may find fewer
-                if in_flight is not None:
-                    self._finish(in_flight, known, done)
-                in_flight = following
-        if in_flight is not None:
-            self._finish(in_flight, known, done)
+            batch = f"{prefix}{progress.task_id[:16]}/{number}"
+            started = self._start(bundle, progress, known, done, batch, count)
+            if started is None:
+                progress.exhausted = True
+                continue
+            progress.started += len(started.trials)  # a round may find fewer
+            if in_flight is not None:
+                self._finish(in_flight, known, done)
+            in_flight = started
         for task_id in bundle.task_ids:
-            if self._wanted(work, bundle, task_id) and fastest(known[task_id]) is None:
+            if budget.wants(task_id) and fastest(known[task_id]) is None:
                 self._measure_untuned(bundle.workloads[task_id], done, prefix)
         self._gauge.release()
 
-    def _budget(self, work: TuneWork, bundle: Bundle, task_id: str, before: int) -> int:
-        """Trials that this work gives to the task, which had ``before`` when the work began."""
-        if not self._wanted(work, bundle, task_id):
-            return 0
-        modules = bundle.table.modules(task_id)
-        wanted = max([work.trials_per_task, *(work.trials.get(module, 0) for module in modules)])
-        if bundle.workloads[task_id].task.kind == "other":
-            wanted = min(wanted, _OTHER_TRIALS)
-        return wanted if work.added_trials else max(0, wanted - before)
-
-    @staticmethod
-    def _wanted(work: TuneWork, bundle: Bundle, task_id: str) -> bool:
-        modules = bundle.table.modules(task_id)
-        return work.modules is None or bool(set(modules) & set(work.modules))
+    def _time_is_spent(self, wall_s: float, device_s: float) -> bool:
+        limits = ((wall_s, self._config.max_s), (device_s, self._config.max_device_s))
+        return any(limit_s is not None and spent >= limit_s for spent, limit_s in limits)
 
     def _start(
         self,
         bundle: Bundle,
-        task_id: str,
+        progress: TaskProgress,
         known: dict[str, list[Program]],
         done: dict[str, Program],
         batch: str,
         count: int,
     ) -> _Round | None:
         """Propose the round's programs and start building those that are not measured yet."""
+        task_id = progress.task_id
         workload = bundle.workloads[task_id]
         seed = (self._seed + len(known[task_id])) % (2**31)
         with self._working():
@@ -179,11 +175,11 @@ class Tuner:
         if not proposals:
             return None
         trials = [
-            Trial(proposal.program_id, proposal.trace, proposal.schedule, "search")
-            for proposal in proposals
+            Trial(p.program_id, p.trace, p.schedule, "search", position=position)
+            for position, p in enumerate(proposals)
         ]
         missing = [trial for trial in trials if trial.program_id not in done]
-        return _Round(workload, batch, trials, missing, self._trials.build(missing))
+        return _Round(progress, workload, batch, trials, missing, self._trials.build(missing))
 
     def _finish(
         self, current: _Round, known: dict[str, list[Program]], done: dict[str, Program]
@@ -193,7 +189,9 @@ class Tuner:
         )
         done |= {program.program_id: program for program in measured}
         task_id = current.workload.task.task_id
-        known[task_id] += [done[trial.program_id] for trial in current.trials]
+        programs = [done[trial.program_id] for trial in current.trials]
+        known[task_id] += programs
+        current.progress.latencies_ms += [program.latency_ms for program in programs]
 
     def _fitted(self, bundle: Bundle, known: dict[str, list[Program]]) -> CostModel:
         """The cost model of the records that a round may know."""
@@ -254,35 +252,3 @@ def _split(
         if p.batch.startswith(prefix)
     }
     return before, own
-
-
-def representatives(programs: list[Program]) -> list[Program]:
-    """The fastest program of each vector factor, fastest first.
-
-    Those that take more than ``_NEARLY`` times as long as the fastest are left out.
-    """
-    best = fastest(programs)
-    if best is None:
-        return []
-    found: dict[int, Program] = {}
-    for program in sorted(programs, key=lambda p: (p.latency_ms, p.program_id)):
-        near = program.latency_ms <= _NEARLY * best.latency_ms
-        if near and program.measurement is not None and program.channel_tiles:
-            found.setdefault(program.channel_tiles[-1], program)
-    return list(found.values())
-
-
-def task_latency(task_id: str, programs: list[Program]) -> TaskLatency:
-    """The entry of one task; its latency is 0 only when no program ran."""
-    best = fastest(programs)
-    inherited = max((program.lineage_trials for program in programs), default=0)
-    return TaskLatency(
-        task_id=task_id,
-        program_id=best.program_id if best else None,
-        latency_ms=best.latency_ms if best else 0.0,
-        channel_tiles=best.channel_tiles if best else (),
-        reduction_tiles=best.reduction_tiles if best else (),
-        vector_factors=tuple(program.channel_tiles[-1] for program in representatives(programs)),
-        trials=len(programs),
-        lineage_trials=len(programs) + inherited,
-    )

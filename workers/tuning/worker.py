@@ -78,7 +78,10 @@ class TuningWorker:
     def run(self, work: Work) -> Outcome:
         """Carry out one unit of work."""
         if isinstance(work, TuneWork):
-            return self._tuner.tune(work)
+            tuned = self._tuner.tune(work)
+            if work.network is None:  # the uniform one: nothing is ranked by its tasks
+                return tuned
+            return self._libraries.attributed(tuned, work.network, work.key)
         if isinstance(work, ScreenWork):
             return self._screener.screen(work)
         if isinstance(work, CompareWork):

@@ -1,0 +1,147 @@
+"""Runs that share a record store, on a real local device: nothing is measured twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tuning_world
+from tuning_world import network, restarted, tune_work
+
+from orchestrator.machine import start
+from orchestrator.store.reader import LEDGER, record_of
+from orchestrator.store.sharing import SharingLedger, sharing_of
+from orchestrator.summary import summarise
+from schemas.config import RunConfig
+from schemas.record import WorkRecord
+from schemas.table import Program
+from schemas.work import Candidate, Screened, ScreenWork, Tuned, TuneWork
+from workers.tuning.tuner import Tuner
+from workers.tuning.worker import TuningWorker
+
+LAYER, OTHER = "layer2.0.conv1", "conv1"
+PRUNED = network(layer2__0__conv1=8)
+
+
+class Run:
+    """One run with a ledger of its own, on the worker's device."""
+
+    def __init__(self, folder: Path, worker: TuningWorker, config: RunConfig) -> None:
+        folder.mkdir()
+        self.ledger = SharingLedger(folder / LEDGER, sharing_of(config))
+        self.ledger.start("start", config, "digest", {})
+        self.ledger.transition("host", 0, start("host"), "begins", 0.0, 0.0)
+        self._worker = worker
+
+    def tune(self, trials: int, **changes: object) -> Tuned:
+        """Tune two tasks; each is owed one trial, the others go where they pay."""
+        work = tune_work(trials, LAYER, OTHER, **changes)
+        outcome = self._tuner().tune(work)
+        self._note(work, outcome)
+        return outcome
+
+    def screen(self) -> Screened:
+        """Transplant the layer's program to the pruned network."""
+        candidate = Candidate(
+            candidate_id="candidate",
+            task_id="task",
+            task_name="task",
+            parent=network(),
+            structure=PRUNED.structure,
+            groups=(LAYER,),
+            widths_before=(16,),
+            widths_after=(8,),
+        )
+        work = ScreenWork(target="host", candidate=candidate)
+        self._tuner()
+        outcome = self._worker._screener.screen(work)
+        self._note(work, outcome)
+        return outcome
+
+    def whole(self) -> list[Tuned]:
+        """What a run does that prunes the layer once."""
+        screened = (self.tune(3), self.screen().tuned)
+        retuned = self.tune(2, network=PRUNED, added_trials=True)
+        done = [*screened, retuned, self.tune(4, network=PRUNED), self.tune(5)]
+        return [tuned for tuned in done if tuned is not None]
+
+    def measured(self) -> int:
+        """Programs this run measured or failed to, by its summary."""
+        (target,) = summarise(record_of(self.ledger)).targets
+        return target.measured_programs + target.failed_programs
+
+    def programs(self, tuned: Tuned) -> list[Program]:
+        tasks = [entry.task_id for entry in tuned.latencies]
+        return self.ledger.programs(tasks, tuned.device_model)
+
+    def _tuner(self) -> Tuner:
+        """A tuner that knows this run's ledger alone."""
+        for part in (self._worker._tuner, self._worker._trials):
+            part._table = self.ledger
+        tuner = restarted(self._worker)
+        tuner._config = tuner._config.model_copy(update={"min_trials_per_task": 1})
+        return tuner
+
+    def _note(self, work: TuneWork | ScreenWork, outcome: Tuned | Screened) -> None:
+        self.ledger.add_work(WorkRecord(work=work, outcome=outcome, finished_at=0.0, seconds=0.0))
+
+
+@pytest.fixture
+def open_run(worker: TuningWorker, tmp_path: Path) -> Iterator[Callable[[str], Run]]:
+    config = tuning_world.config(records={"path": str(tmp_path / "records.sqlite")})
+    before = worker._tuner._table
+    runs: list[Run] = []
+
+    def open_it(name: str) -> Run:
+        runs.append(Run(tmp_path / name, worker, config))
+        return runs[-1]
+
+    yield open_it
+    for run in runs:
+        run.ledger.close()
+    for part in (worker._tuner, worker._trials):
+        part._table = before
+
+
+@pytest.fixture
+def asked(worker: TuningWorker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the device was asked to measure or to check."""
+    gauge, keys = worker._device.gauge, []
+    measure, check = gauge.measure, gauge.check
+    monkeypatch.setattr(gauge, "measure", lambda key, lib: keys.append(key) or measure(key, lib))
+    monkeypatch.setattr(gauge, "check", lambda key, *libs: keys.append(key) or check(key, *libs))
+    return keys
+
+
+def test_a_second_run_measures_nothing(open_run: Callable[[str], Run], asked: list[str]) -> None:
+    first, second = open_run("first"), open_run("second")
+    before = first.whole()
+    stored = {p.program_id: p for tuned in before for p in first.programs(tuned)}
+    assert first.measured() == len(stored) and not any(p.is_shared for p in stored.values())
+    assert all(p.measurement is not None for p in stored.values()), "each was built and ran"
+    asked.clear()
+
+    after = second.whole()
+    assert asked == []
+    assert second.measured() == 0
+    taken = [p for tuned in after for p in second.programs(tuned)]
+    assert all(p.is_shared for p in taken)
+    assert {p.program_id: p.measurement for p in taken} == {
+        name: p.measurement for name, p in stored.items()
+    }
+    assert after[-1].latencies == before[-1].latencies
+
+
+def test_a_larger_run_measures_what_is_new(open_run: Callable[[str], Run]) -> None:
+    first, second = open_run("first"), open_run("second")
+    small = first.tune(2)
+    large = second.tune(4)
+    assert (first.measured(), second.measured()) == (4, 4)
+    programs = second.programs(large)
+    assert [p.is_shared for p in programs] == [True] * 4 + [False] * 4
+    assert [p.program_id for p in programs[:4]] == [p.program_id for p in first.programs(small)]
+    assert len({p.program_id for p in programs}) == 8
+    third = open_run("third")
+    third.tune(4)
+    assert third.measured() == 0

@@ -1,0 +1,48 @@
+"""Programs as a device would have measured them, and a store to share them in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.store.records import RecordStore
+from schemas.table import Measurement, Program
+
+CONDITIONS = "tools of today"
+
+
+def program(number: int, task_id: str = "task", **changes: object) -> Program:
+    """Program ``number``, measured on a local device; its trace is a kilobyte."""
+    measurement = Measurement(
+        run_ms=(1.0 + number,), device="here", device_kind="local", threads=1, measured_at=5.0
+    )
+    values: dict[str, object] = {
+        "program_id": f"program-{number}",
+        "task_id": task_id,
+        "device_model": "m",
+        "trace": "t" * 1000,
+        "source": "search",
+        "batch": f"work/{number}",
+        "measurement": measurement,
+    }
+    return Program.model_validate({**values, **changes})
+
+
+def simulated(number: int, kind: str) -> Program:
+    """One that no device has measured."""
+    real = program(number)
+    assert real.measurement is not None
+    measurement = real.measurement.model_copy(update={"device_kind": kind})
+    return real.model_copy(update={"measurement": measurement})
+
+
+def failed(number: int, error: str) -> Program:
+    """One that did not build or run, or was condemned."""
+    return program(number, measurement=None, error=error)
+
+
+def store(path: Path, max_bytes: float = 1e9, conditions: str = CONDITIONS) -> RecordStore:
+    return RecordStore(path, max_bytes, conditions)
+
+
+def numbers(programs: list[Program]) -> list[int]:
+    return [int(program.program_id.removeprefix("program-")) for program in programs]

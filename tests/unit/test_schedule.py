@@ -1,0 +1,83 @@
+"""Trials go first where they are owed, then where they pay, and end where nothing is gained."""
+
+from __future__ import annotations
+
+import math
+
+from workers.tuning.schedule import Schedule, TaskProgress
+
+
+def carried_out(schedule: Schedule, latency_ms: dict[str, list[float]]) -> list[str]:
+    """Run the schedule; each task's programs have the latencies given, in order."""
+    order = []
+    while (following := schedule.next_round()) is not None:
+        task, count = following
+        found = latency_ms[task.task_id][task.started : task.started + count]
+        task.exhausted = len(found) < count
+        task.started += len(found)
+        task.latencies_ms += found
+        order.append(task.task_id)
+    return order
+
+
+def task(name: str, owed: int, weight: int = 1, poolable: bool = True) -> TaskProgress:
+    return TaskProgress(task_id=name, weight=weight, owed=owed, poolable=poolable)
+
+
+def test_every_task_gets_what_it_is_owed() -> None:
+    tasks = [task("slow", 5), task("quick", 3), task("small", 2, poolable=False)]
+    latencies = {"slow": [9.0] * 50, "quick": [0.001] * 50, "small": [0.001] * 50}
+    carried_out(Schedule(tasks, total=0, round_size=2), latencies)
+    assert [each.started for each in tasks] == [5, 3, 2]
+
+
+def test_rounds_owed_are_taken_in_turns() -> None:
+    tasks = [task("a", 4), task("b", 4)]
+    latencies = {"a": [1.0] * 9, "b": [1.0] * 9}
+    assert carried_out(Schedule(tasks, total=8, round_size=2), latencies) == ["a", "b", "a", "b"]
+
+
+def test_the_rest_goes_to_the_task_that_costs_most() -> None:
+    improving = [10.0 * 0.9**n for n in range(100)]
+    tasks = [task("cheap", 4), task("dear", 4), task("other", 4, poolable=False)]
+    latencies = {
+        "dear": improving,
+        "cheap": [each / 100 for each in improving],
+        "other": improving,
+    }
+    carried_out(Schedule(tasks, total=32, round_size=4), latencies)
+    assert [each.started for each in tasks] == [4, 24, 4]
+
+
+def test_call_sites_count() -> None:
+    same = [10.0 * 0.9**n for n in range(100)]
+    tasks = [task("once", 4), task("often", 4, weight=5)]
+    carried_out(Schedule(tasks, total=28, round_size=4), {"once": same, "often": same})
+    assert tasks[1].started > 2 * tasks[0].started
+
+
+def test_a_task_that_has_converged_gets_no_more() -> None:
+    tasks = [task("flat", 4), task("falling", 4)]
+    latencies = {"flat": [100.0] * 99, "falling": [1.0 * 0.98**n for n in range(99)]}
+    carried_out(Schedule(tasks, total=60, round_size=4), latencies)
+    assert tasks[0].started == 12  # two rounds without a gain beyond the first
+    assert tasks[1].started == 48
+
+
+def test_it_ends_early_when_all_have_converged() -> None:
+    tasks = [task("a", 2), task("b", 2)]
+    carried_out(Schedule(tasks, total=1000, round_size=2), {"a": [1.0] * 999, "b": [2.0] * 999})
+    assert sum(each.started for each in tasks) == 12
+
+
+def test_a_task_whose_programs_all_fail_gets_only_what_it_is_owed() -> None:
+    tasks = [task("broken", 4), task("fine", 4)]
+    carried_out(Schedule(tasks, 99, 4), {"broken": [math.inf] * 99, "fine": [1.0] * 99})
+    assert [each.started for each in tasks] == [4, 12]
+
+
+def test_an_exhausted_design_space_is_left_alone() -> None:
+    tasks = [task("tiny", 8), task("large", 8)]
+    falling = [1.0 * 0.9**n for n in range(99)]
+    carried_out(Schedule(tasks, total=24, round_size=4), {"tiny": [1.0] * 5, "large": falling})
+    assert [each.started for each in tasks] == [5, 19]

@@ -1,0 +1,159 @@
+"""What becomes of devices' answers: stored at once, given back in the order of the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from device_agents.local import DeviceLost
+from orchestrator.store.memory import MemoryLedger
+from schemas.config import TuneConfig
+from schemas.table import Measurement, Program
+from workers.compiling.builder import Library
+from workers.measuring.gauge import Answers, ProgramFailed, Question
+from workers.tuning.stored import as_proposed
+from workers.tuning.trials import Trial, Trials
+
+WORKLOAD: Any = SimpleNamespace(
+    task=SimpleNamespace(task_id="task"),
+    axes=SimpleNamespace(block=None, output=None, reduction=None),
+)
+
+
+class Gauge:
+    """Answers a batch in another order; ``devices`` answer single questions one after the other."""
+
+    device_model = "model"
+
+    def __init__(self, order: Sequence[int] = (), devices: Sequence[str] = ()) -> None:
+        self.order, self.devices = order, list(devices)
+        self.asked: list[str] = []
+
+    def measure(self, key: str, library: Library) -> Measurement:
+        self.asked.append(key)
+        device = self.devices.pop(0)
+        if device == "fails":
+            raise ProgramFailed("it crashed")
+        return measurement(float(len(self.asked)), device)
+
+    def measure_all(self, questions: Sequence[Question]) -> Answers:
+        for index in self.order:
+            if index >= len(questions):
+                raise DeviceLost("none is left")
+            yield index, measurement(1.0 + index, f"device-{index}")
+
+    def not_asked(self, key: str, reason: str) -> None:
+        self.asked.append(f"not {key}")
+
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def measurement(latency_ms: float, device: str) -> Measurement:
+    return Measurement(
+        run_ms=(latency_ms,), device=device, device_kind="tracker", threads=1, measured_at=0.0
+    )
+
+
+def trial(name: str, position: int) -> Trial:
+    return Trial(name, "[[],[]]", None, "search", position=position)  # type: ignore[arg-type]
+
+
+def measure(
+    gauge: Gauge, table: MemoryLedger, names: str, folder: Path, **more: Any
+) -> list[Program]:
+    """Measure a program for each letter; a capital letter is one that did not build."""
+    trials = Trials(None, gauge, None, table, TuneConfig(), folder)  # type: ignore[arg-type]
+    libraries = [
+        Library(folder / f"{name}.so", error="no room" if name.isupper() else "") for name in names
+    ]
+    for library in libraries:
+        library.path.touch()
+    asked = [trial(name, position) for position, name in enumerate(names)]
+    return trials.measure(WORKLOAD, asked, libraries, "batch", **more)
+
+
+@pytest.fixture
+def table() -> MemoryLedger:
+    return MemoryLedger()
+
+
+def stored(table: MemoryLedger) -> list[Program]:
+    return table.programs(["task"], "model")
+
+
+def names_of(programs: Sequence[Program]) -> str:
+    return "".join(program.program_id for program in programs)
+
+
+def test_programs_come_back_as_proposed_whoever_answers_first(
+    table: MemoryLedger, tmp_path: Path
+) -> None:
+    found = measure(Gauge(order=[2, 0, 1]), table, "aBcd", tmp_path)
+    assert names_of(found) == "aBcd"
+    assert names_of(stored(table)) == "Bdac"
+    assert names_of(as_proposed(stored(table))) == "aBcd"
+    assert [program.position for program in found] == [0, 1, 2, 3]
+    assert [program.error for program in found] == ["", "no room", "", ""]
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_batches_stay_in_the_order_in_which_they_were_begun() -> None:
+    def program(name: str, batch: str, position: int) -> Program:
+        return Program(
+            program_id=name,
+            task_id="task",
+            device_model="model",
+            trace="",
+            source="search",
+            batch=batch,
+            position=position,
+            measurement=None,
+        )
+
+    answered = [
+        program("b", "z", 1),
+        program("a", "z", 0),
+        program("d", "y", 1),
+        program("c", "y", 0),
+    ]
+    assert names_of(as_proposed(answered)) == "abcd"
+
+
+def test_what_was_answered_before_the_devices_were_lost_is_stored(
+    table: MemoryLedger, tmp_path: Path
+) -> None:
+    with pytest.raises(DeviceLost, match="none is left"):
+        measure(Gauge(order=[1, 9]), table, "abc", tmp_path)
+    assert names_of(stored(table)) == "b"
+
+
+def test_beside_its_origin_a_program_is_measured_on_the_same_device(
+    table: MemoryLedger, tmp_path: Path
+) -> None:
+    gauge = Gauge(devices=["one", "one", "fails", "one"])
+    found = measure(gauge, table, "abc", tmp_path, beside=Library(tmp_path / "origin.so"))
+    assert gauge.asked == ["beside:batch:task", "a", "b", "c"]
+    assert [program.beside_ms for program in found] == [1.0, 1.0, 1.0]
+    assert [program.error for program in found] == ["", "it crashed", ""]
+
+
+def test_where_another_device_takes_over_the_origin_is_measured_there_too(
+    table: MemoryLedger, tmp_path: Path
+) -> None:
+    gauge = Gauge(devices=["one", "one", "two", "two", "two"])
+    found = measure(gauge, table, "abc", tmp_path, beside=Library(tmp_path / "origin.so"))
+    again = "beside:batch:task:two"
+    assert gauge.asked == ["beside:batch:task", "a", "b", again, "c"]
+    assert [program.beside_ms for program in found] == [1.0, 4.0, 4.0]
+
+
+def test_no_ratio_is_taken_of_two_devices(table: MemoryLedger, tmp_path: Path) -> None:
+    gauge = Gauge(devices=["one", "two", "three"])
+    (found,) = measure(gauge, table, "a", tmp_path, beside=Library(tmp_path / "origin.so"))
+    assert found.measurement is not None and found.beside_ms is None

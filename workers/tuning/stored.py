@@ -1,0 +1,60 @@
+"""What the stored programs of a task tell: the fastest, those nearly as fast, the latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from schemas.table import Program
+from schemas.work import TaskLatency
+
+_NEARLY = 1.5
+
+
+def as_proposed(programs: list[Program]) -> list[Program]:
+    """Batches in the order in which they were begun, each in the order of its trials.
+
+    What is proposed next depends on the order of the records, and must not depend on which device
+    was the first to answer.
+    """
+    begun: dict[str, int] = {}
+    for program in programs:
+        begun.setdefault(program.batch, len(begun))
+    return sorted(programs, key=lambda program: (begun[program.batch], program.position))
+
+
+def fastest(programs: Iterable[Program]) -> Program | None:
+    """The program with the least latency; None when none ran."""
+    ran = [program for program in programs if program.measurement is not None]
+    return min(ran, key=lambda program: (program.latency_ms, program.program_id), default=None)
+
+
+def representatives(programs: list[Program]) -> list[Program]:
+    """The fastest program of each vector factor, fastest first.
+
+    Those that take more than ``_NEARLY`` times as long as the fastest are left out.
+    """
+    best = fastest(programs)
+    if best is None:
+        return []
+    found: dict[int, Program] = {}
+    for program in sorted(programs, key=lambda p: (p.latency_ms, p.program_id)):
+        near = program.latency_ms <= _NEARLY * best.latency_ms
+        if near and program.measurement is not None and program.channel_tiles:
+            found.setdefault(program.channel_tiles[-1], program)
+    return list(found.values())
+
+
+def task_latency(task_id: str, programs: list[Program]) -> TaskLatency:
+    """The entry of one task; its latency is 0 only when no program ran."""
+    best = fastest(programs)
+    inherited = max((program.lineage_trials for program in programs), default=0)
+    return TaskLatency(
+        task_id=task_id,
+        program_id=best.program_id if best else None,
+        latency_ms=best.latency_ms if best else 0.0,
+        channel_tiles=best.channel_tiles if best else (),
+        reduction_tiles=best.reduction_tiles if best else (),
+        vector_factors=tuple(program.channel_tiles[-1] for program in representatives(programs)),
+        trials=len(programs),
+        lineage_trials=len(programs) + inherited,
+    )
