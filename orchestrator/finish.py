@@ -97,11 +97,14 @@ def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clo
     dense = is_dense(state.final, state.search.dense)
     verdict = verdict_of(found, config.prune.confidence, dense=dense)
     told = in_words(verdict, statistics.median(ratios) if ratios else None, len(ratios))
-    message = (
-        f"{told + ', ' if told else ''}{found.dense.latency.latency_ms:.4g} ms -> "
-        f"{found.final.latency.latency_ms:.4g} ms, test accuracy "
-        f"{found.dense.test_accuracy:.4f} -> {found.final.test_accuracy:.4f}"
-        + "".join(f"; {note}" for note in found.notes)
+    changes = (
+        f"{found.dense.latency.latency_ms:.4g} ms, test accuracy {found.dense.test_accuracy:.4f}"
+        if dense
+        else f"{found.dense.latency.latency_ms:.4g} ms -> {found.final.latency.latency_ms:.4g} ms, "
+        f"test accuracy {found.dense.test_accuracy:.4f} -> {found.final.test_accuracy:.4f}"
+    )
+    message = f"{told + ', ' if told else ''}{changes}" + "".join(
+        f"; {note}" for note in found.notes
     )
     following = Done(target=state.target, search=state.search, final=state.final)
     return Transition(next_state=following, message=message)

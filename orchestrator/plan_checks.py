@@ -201,7 +201,9 @@ def _tvm_target_check(field: str, description: Mapping[str, object]) -> Check:
         "from device_agents.lean_tvm import block_torch\n"
         "block_torch()\n"
         "from tvm.target import Target\n"
-        f"Target(json.loads({json.dumps(dict(description))!r}))"
+        f"target = Target(json.loads({json.dumps(dict(description))!r}))\n"
+        "if 'cpu' in target.keys and 'num-cores' not in target.attrs:\n"
+        "    raise ValueError('it does not give num-cores, the number of cores to compile for')"
     )
     if code == 0:
         return Check(field, "ok", str(description))

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from orchestrator.dispatch import Finished, Workers, is_training
 from orchestrator.policies.retry import Failure, FailureClass
 from orchestrator.reaper import MARK, start_reaper
-from orchestrator.store.base import Ledger
+from orchestrator.store.base import Ledger, LedgerError
 from orchestrator.store.reader import LEDGER
 from orchestrator.store.sharing import sharing_of
 from orchestrator.table_actor import LedgerClient, TableClient, ray_expected, start_table
@@ -171,6 +171,7 @@ def sort_failure(error: Exception) -> Failure:
         ray.exceptions.RayActorError
         | ray.exceptions.WorkerCrashedError
         | ray.exceptions.NodeDiedError
+        | ray.exceptions.LocalRayletDiedError
         | ray.exceptions.ObjectLostError
         | ray.exceptions.OutOfMemoryError
         | ray.exceptions.GetTimeoutError,
@@ -178,7 +179,7 @@ def sort_failure(error: Exception) -> Failure:
         kind = "worker_lost"
     elif isinstance(cause, TimeoutError):
         kind = "timed_out"
-    elif isinstance(cause, OSError):  # a full disk or a missing file: its text says which
+    elif isinstance(cause, OSError | LedgerError):  # a full disk, say: its text says what it is
         kind = "system_error"
     lines = str(cause).strip().splitlines()
     text = lines[0] if lines else ""

@@ -54,10 +54,13 @@ def group_widths(
 
 
 def vector_factors(group: ChannelGroup, tuned: Tuned) -> tuple[int, ...]:
-    """The vector factors of the fastest programs that compute the group's channels."""
+    """The vector factors of the fastest programs that compute the group's channels.
+
+    Of a program that does not vectorise this loop, the innermost factor above 1.
+    """
     tasks = _tasks(tuned.table, group.producers)
     entries = [entry for entry in tuned.latencies if entry.task_id in tasks.values()]
-    return tuple(entry.channel_tiles[-1] for entry in entries if entry.channel_tiles)
+    return tuple(_innermost(entry.channel_tiles) for entry in entries if entry.channel_tiles)
 
 
 def _other_units(group: ChannelGroup, tuned: Tuned) -> list[int]:
@@ -67,18 +70,30 @@ def _other_units(group: ChannelGroup, tuned: Tuned) -> list[int]:
     halves and quarters of all of them.
     """
     tasks = _tasks(tuned.table, group.producers)
-    measured = [
-        entry.vector_factors or entry.channel_tiles[-1:]
+    entries = [
+        entry
         for entry in tuned.latencies
         if entry.task_id in tasks.values() and entry.channel_tiles
     ]
-    if not measured:
+    if not entries:
         return []
+    measured = [
+        tuple(factor for factor in entry.vector_factors if factor > 1)
+        or (_innermost(entry.channel_tiles),)
+        for entry in entries
+    ]
     halved = [
-        tuple(factor // part for factor in factors for part in (1, 2, 4) if factor % part == 0)
-        for factors in measured
+        (
+            *(factor // part for factor in factors for part in (1, 2, 4) if factor % part == 0),
+            entry.channel_tiles[-1],
+        )
+        for entry, factors in zip(entries, measured, strict=True)
     ]
     return [*_units(group, measured), *_units(group, halved)]
+
+
+def _innermost(tiles: Sequence[int]) -> int:
+    return next((factor for factor in reversed(tiles) if factor > 1), 1)
 
 
 def _units(group: ChannelGroup, factors: Sequence[tuple[int, ...]]) -> list[int]:

@@ -25,9 +25,9 @@ from orchestrator.store.base import (
 from orchestrator.store.migrations import MIGRATIONS
 from orchestrator.store.sqlite_file import (
     BUSY_TIMEOUT_S,
-    DAMAGE,
     connect_for_reading,
     damaged,
+    means_damage,
     text_of,
     version_of,
 )
@@ -277,13 +277,12 @@ class SqliteLedger(Ledger):
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", None)
-            if code == sqlite3.SQLITE_FULL:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise LedgerFull(
                     f"the disk that holds {self.path} is full: free some space and run the same "
                     "command again, nothing recorded so far is lost"
                 ) from error
-            if code in DAMAGE:
+            if means_damage(error):
                 raise damaged(self.path, error) from error
             raise LedgerError(f"the ledger {self.path} cannot be used: {error}") from error
         except (ValidationError, json.JSONDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import textwrap
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,9 +13,9 @@ from orchestrator.store.migrations import MIGRATIONS
 from schemas.config import RunConfig
 
 BUSY_TIMEOUT_S = 60.0
-# The statements are fixed, so one that cannot be understood speaks of tables that are gone.
-DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
-"""Codes of errors that mean the file does not hold what was written."""
+# The statements are fixed, so one that cannot be understood speaks of tables that are gone; an
+# error without a code, of texts that are none.
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, None)
 
 
 def connect_for_reading(path: Path) -> sqlite3.Connection:
@@ -46,9 +47,15 @@ def version_of(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
+def means_damage(error: sqlite3.Error) -> bool:
+    """Whether the file does not hold what was written."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.DatabaseError) and code in _DAMAGE
+
+
 def damaged(path: Path, error: Exception) -> LedgerDamaged:
     """The error, in one sentence, for a file that cannot be understood."""
-    problem = " ".join(" ".join(str(error).splitlines()[:3]).split())
+    problem = textwrap.shorten(str(error), 160)
     return LedgerDamaged(
         f"the ledger {path} is damaged ({problem}): put back a copy of it, or begin anew under "
         "another name in run; what lies in export/ is untouched"

@@ -103,6 +103,6 @@ def test_the_handlers_before_are_put_back() -> None:
     with Interrupts() as signals:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        assert signals.count == 2
+    assert signals.count == 2
     assert signal.getsignal(signal.SIGINT) == before
     assert signal.set_wakeup_fd(-1) == -1

@@ -139,11 +139,15 @@ def test_torchvision_is_asked_for_names_that_are_not_known(
 
 
 def test_tvm_is_asked_whether_it_knows_a_target() -> None:
-    target = {"tvm_target": {"kind": "nonsense"}}
-    config = synthetic_record.config(targets=[target])
-    check = next(target_checks(config, 0, config.targets[0]))
-    assert (check.level, check.wrong_input) == ("fail", True)
-    assert 'Target kind "nonsense" is not defined' in check.found
+    for target, text in (
+        ({"kind": "nonsense"}, 'Target kind "nonsense" is not defined'),
+        ({"kind": "llvm"}, "does not give num-cores"),
+        ({"kind": "llvm", "num-cores": 4}, ""),
+    ):
+        config = synthetic_record.config(targets=[{"tvm_target": target}])
+        check = next(target_checks(config, 0, config.targets[0]))
+        assert (check.level, check.wrong_input) == (("fail", True) if text else ("ok", False))
+        assert text in check.found
 
 
 def test_a_tracker_without_the_key_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

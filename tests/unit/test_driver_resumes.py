@@ -132,16 +132,26 @@ def test_a_damaged_ledger_is_one_sentence_for_whoever_opens_it(
         assert str(tmp_path / LEDGER) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_ledger_damaged_in_the_middle_is_one_sentence_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("replace(config, '240.0', 'null')", r"budget\.max_hours"),
+        ("CAST(x'7bff' || hex(zeroblob(2000)) AS TEXT)", "Could not decode"),
+        ("'{'", "Invalid JSON"),
+    ],
+)
+def test_a_ledger_damaged_in_the_middle_is_one_sentence_too(
+    tmp_path: Path, damage: str, told: str
+) -> None:
     go(tmp_path)
     db = sqlite3.connect(tmp_path / LEDGER)
     with db:
-        db.execute("UPDATE run SET config = replace(config, '240.0', 'null')")
+        db.execute(f"UPDATE run SET config = {damage}")
     db.close()
     for opens in (read_run, go):
-        with pytest.raises(LedgerDamaged, match=r"budget\.max_hours") as caught:
+        with pytest.raises(LedgerDamaged, match=told) as caught:
             opens(tmp_path)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_an_empty_ledger_counts_as_not_begun(tmp_path: Path) -> None:

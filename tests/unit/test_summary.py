@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from pathlib import Path
 
+import driver_world
+import fake_world
 import jsonschema
 import pytest
 import synthetic_record
@@ -88,6 +91,18 @@ def test_a_run_that_accepted_no_step_has_no_speedup() -> None:
     assert target.baseline and target.final
     told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
     assert told == "no step was accepted: the result is the dense network"
+    running = summarise(synthetic_record.record(finished=False, steps=0)).targets[0]
+    assert running.tasks_before and not running.tasks_after
+
+
+def test_a_driver_that_finds_no_step_says_so(tmp_path: Path) -> None:
+    record = driver_world.go(tmp_path, fake_world.config(budget={"max_rounds": 0}))
+    target = summarise(record).targets[0]
+    assert (target.speedup, target.speedup_verdict) == (None, "dense")
+    assert target.stopped_by.startswith("budget.max_rounds: 0 rounds done")
+    message = record.events[-1].message
+    assert message.startswith("no step was accepted: the result is the dense network, ")
+    assert "->" not in message and "faster" not in message
 
 
 @pytest.mark.parametrize(

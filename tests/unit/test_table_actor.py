@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import ray
 
+from orchestrator.ray_workers import sort_failure
 from orchestrator.store.base import LedgerDamaged, LedgerError, LedgerFull, StaleSequence
 from orchestrator.table_actor import LedgerClient, RayDied
 from orchestrator.transition import IllegalTransition
@@ -64,6 +65,11 @@ def test_the_death_of_ray_is_one_sentence(
     with pytest.raises(RayDied, match=r"Ray has died.*same command again") as caught:
         client(monkeypatch, error).keep_time(1.0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_met_by_a_worker_is_the_systems_failure_in_one_sentence() -> None:
+    failure = sort_failure(in_actor(LedgerFull("the disk is full")))
+    assert (failure.kind, failure.message) == ("system_error", "the disk is full")
 
 
 def test_a_silent_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,11 @@ def test_a_program_that_does_not_tile_asks_for_nothing() -> None:
     assert group_widths(group(8), 8, world({}), 0.5).widths == (7, 6, 5, 4)
 
 
+def test_a_program_that_does_not_vectorise_keeps_its_innermost_loop() -> None:
+    found = group_widths(group(64), 64, world({"stem": (2, 1, 16, 1), "flat": (4, 8)}), 0.1)
+    assert (found.unit, found.widths) == (16, (48, 32, 16))
+
+
 def test_a_vector_factor_as_wide_as_the_layer_is_halved_as_a_last_resort() -> None:
     found = group_widths(group(16), 16, world({"stem": (1, 16)}), 0.1)
     assert (found.unit, found.widths) == (8, (8,))
