@@ -86,7 +86,8 @@ def _target(
                 "Accuracy against latency",
                 lambda palette: pictures.accuracy_latency(record, state, target, palette),
                 "Every candidate that was judged. The line joins the accepted steps, beginning at "
-                "the dense network as it was tuned when the search began (hollow). The baseline is "
+                "the dense network as it was tuned when the search began (hollow); each lies at "
+                "its parent's latency times the ratio of the two, taken in turns. The baseline is "
                 "the dense network after the final tuning; long fine-tuning follows the last step.",
             )
         )

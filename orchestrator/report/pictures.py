@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.summary import device_s_of, prepared_of, trained_by, tuned_by, work_of
+from schemas.base import content_key
 from schemas.record import RunRecord, StepRecord, TargetRecord
 from schemas.summary import NetworkSummary, TargetSummary, TaskSummary
 from schemas.work import ExportWork, FineTuneWork, PrepareWork, UniformWork
@@ -58,11 +59,14 @@ class Point:
 def points_of(steps: Sequence[StepRecord]) -> list[Point]:
     """Where the candidates lie.
 
-    One that was never measured as a whole network lies at its programs' sum times what the measured
-    ones took beyond theirs; without any such one, at the sum itself.
+    A compared one lies at its parent's latency times the ratio of the two, which were measured in
+    turns: so what drifts on the device between two steps does not show. One that was never measured
+    as a whole network lies at its programs' sum times what the compared ones took beyond theirs;
+    without any such one, at the sum itself.
     """
+    compared = _compared_ms(steps)
     factors = [
-        step.comparison.candidate.latency_ms / step.screened_ms
+        compared[step.candidate.candidate_id] / step.screened_ms
         for step in steps
         if step.comparison and step.screened_ms
     ]
@@ -70,13 +74,30 @@ def points_of(steps: Sequence[StepRecord]) -> list[Point]:
     points = []
     for step in steps:
         if step.comparison:
-            latency, estimated = step.comparison.candidate.latency_ms, False
+            latency, estimated = compared[step.candidate.candidate_id], False
         elif step.screened_ms:
             latency, estimated = step.screened_ms * factor, True
         else:
             continue
         points.append(Point(latency, step.val_accuracy, step.accepted, estimated))
     return points
+
+
+def _compared_ms(steps: Sequence[StepRecord]) -> dict[str, float]:
+    """Candidate -> latency in ms, from the first comparison's parent on, ratio by ratio."""
+    parents: dict[str, float] = {}
+    found: dict[str, float] = {}
+    for step in steps:
+        if step.comparison is None:
+            continue
+        pairs = zip(step.comparison.candidate_ms, step.comparison.reference_ms, strict=True)
+        ratio = statistics.median(after / before for after, before in pairs)
+        parent = content_key(step.candidate.parent.structure)
+        latency = parents.setdefault(parent, step.comparison.reference.latency_ms) * ratio
+        found[step.candidate.candidate_id] = latency
+        if step.accepted:
+            parents[content_key(step.candidate.structure)] = latency
+    return found
 
 
 def accuracy_latency(

@@ -152,3 +152,24 @@ def test_points_that_were_not_measured_whole_are_estimates() -> None:
     points = pictures.points_of(record.targets[0].steps)
     assert len(points) == 14
     assert {point.estimated for point in points if point.accuracy is None} == {True}
+
+
+def test_a_device_that_slows_down_between_two_steps_moves_no_point() -> None:
+    """The line of accepted steps falls: each was faster than its parent, side by side."""
+    steps = synthetic_record.record().targets[0].steps
+    slower = 1.0
+    drifted = []
+    for step in steps:
+        slower *= 1.5
+        comparison = step.comparison and step.comparison.model_copy(
+            update={
+                "reference_ms": tuple(slower * ms for ms in step.comparison.reference_ms),
+                "candidate_ms": tuple(slower * ms for ms in step.comparison.candidate_ms),
+            }
+        )
+        drifted.append(step.model_copy(update={"comparison": comparison}))
+    accepted = [point.latency_ms for point in pictures.points_of(drifted) if point.accepted]
+    assert accepted == pytest.approx(
+        [p.latency_ms for p in pictures.points_of(steps) if p.accepted]
+    )
+    assert len(accepted) > 1 and accepted == sorted(accepted, reverse=True)
