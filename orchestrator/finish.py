@@ -31,27 +31,35 @@ def training(state: FinishTraining, config: RunConfig) -> tuple[FineTuneWork, ..
     )
 
 
-def tuning(state: FinishTuning, config: RunConfig) -> tuple[TuneWork, ...]:
-    """First the final network's tuning; then, knowing its trials, that of what it is held to."""
+def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
+    """First the final network's tuning, then that of what it is held to, the baseline at the end.
+
+    The uniform network may share tasks with the final one, which gains by its trials: so the
+    baseline's are counted when no other network is tuned any more.
+    """
     total = config.tune.final_trials_per_task
-    if state.baseline_trials is None:
-        return (TuneWork(target=state.target, network=state.final, trials_per_task=total),)
-    baseline = TuneWork(
-        target=state.target,
-        network=state.search.dense,
-        trials_per_task=total,
-        trials=state.baseline_trials,
-    )
-    if state.search.uniform is None:
-        return (baseline,)
-    uniform = TuneWork(
-        target=state.target,
-        network=None,
-        fraction=config.compare_uniform,
-        trials_per_task=total,
-        trials=state.baseline_trials,
-    )
-    return (baseline, uniform)
+    if state.baseline_trials is not None:
+        return TuneWork(
+            target=state.target,
+            network=state.search.dense,
+            trials_per_task=total,
+            trials=state.baseline_trials,
+        )
+    if state.uniform_trials is not None:
+        return TuneWork(
+            target=state.target,
+            network=None,
+            fraction=config.compare_uniform,
+            trials_per_task=total,
+            trials=state.uniform_trials,
+        )
+    return final_tuning(state, config)
+
+
+def final_tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
+    """The final network's tuning."""
+    total = config.tune.final_trials_per_task
+    return TuneWork(target=state.target, network=state.final, trials_per_task=total)
 
 
 def export(state: Exporting, config: RunConfig) -> ExportWork:
@@ -78,16 +86,21 @@ def trained(
 
 
 def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
-    """From the final network's tuning to its baseline's, and on to the export."""
-    works = tuning(state, config)
-    programs = programs_of(outcomes, works[0].key)
+    """From the final network's tuning to that of its rivals, and on to the export."""
+    programs = programs_of(outcomes, tuning(state, config).key)
     told = f"{programs.measured_programs} programs measured, {programs.sum_ms:.4g} ms in all"
     if state.baseline_trials is not None:
         following = Exporting(target=state.target, search=state.search, final=state.final)
         return Transition(next_state=following, message=f"baseline: {told}")
-    trials = baseline_trials(programs, config.tune.final_trials_per_task)
+    total = config.tune.final_trials_per_task
+    final = programs_of(outcomes, final_tuning(state, config).key)
+    if state.uniform_trials is None and state.search.uniform is not None:
+        again = state.model_copy(update={"uniform_trials": baseline_trials(final, total)})
+        return Transition(next_state=again, message=f"final network: {told}")
+    trials = baseline_trials(final, total, programs)
     again = state.model_copy(update={"baseline_trials": trials})
-    return Transition(next_state=again, message=f"final network: {told}")
+    name = "final network" if state.uniform_trials is None else "uniform network"
+    return Transition(next_state=again, message=f"{name}: {told}")
 
 
 def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
@@ -110,15 +123,22 @@ def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clo
     return Transition(next_state=following, message=message)
 
 
-def baseline_trials(final: Tuned, total: int) -> dict[str, int]:
-    """Torch module -> trials its dense task needs beyond ``total`` to match the final network's."""
+def baseline_trials(final: Tuned, total: int, *later: Tuned) -> dict[str, int]:
+    """Torch module -> trials its dense task needs beyond ``total`` to match the final network's.
+
+    ``later`` are tunings since then, whose programs serve the final network where tasks are shared.
+    """
+    received: dict[str, int] = {}
+    for tuned in (final, *later):
+        for entry in tuned.latencies:
+            received[entry.task_id] = max(received.get(entry.task_id, 0), entry.lineage_trials)
     trials: dict[str, int] = {}
     for subgraph in final.table.subgraphs:
         if subgraph.module is None:
             continue
-        received = final.latency(subgraph.task_id).lineage_trials
-        if received > max(total, trials.get(subgraph.module, 0)):
-            trials[subgraph.module] = received
+        needed = received[subgraph.task_id]
+        if needed > max(total, trials.get(subgraph.module, 0)):
+            trials[subgraph.module] = needed
     return dict(sorted(trials.items()))
 
 

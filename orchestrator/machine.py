@@ -81,7 +81,7 @@ def work_of(state: AnyState, config: RunConfig) -> tuple[Work, ...]:
         case FinishTraining():
             return finish.training(state, config)
         case FinishTuning():
-            return finish.tuning(state, config)
+            return (finish.tuning(state, config),)
         case Exporting():
             return (finish.export(state, config),)
         case _:
@@ -96,6 +96,8 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
             return (*own, state.search.tuned_key)
         case Proposing():
             return (*own, state.search.prepare_key, state.search.tuned_key)
+        case FinishTuning():
+            return (*own, finish.final_tuning(state, config).key)
         case Judging():
             earlier = (parts.screening(state, item.candidate).key for item in state.contenders)
             return (*own, state.search.tuned_key, *earlier)

@@ -142,15 +142,20 @@ class FinishTraining(_State):
 
 
 class FinishTuning(_State):
-    """The final network is tuned for long; after it its baseline, for at least as long."""
+    """The final network is tuned for long; then the uniform one, if there is one, and the baseline,
+    for at least as long."""
 
     kind: Literal["finish_tuning"] = "finish_tuning"
     search: Search
     final: Trained
+    uniform_trials: dict[str, int] | None = Field(
+        default=None,
+        description="Torch module -> trials of the uniform network's task where it needs more than "
+        "the configured total; None while the final network is being tuned.",
+    )
     baseline_trials: dict[str, int] | None = Field(
         default=None,
-        description="Torch module -> trials of the baseline's task where it needs more than the "
-        "configured total; None while the final network is being tuned.",
+        description="The same of the baseline's; None while another network is being tuned.",
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from machine_world import CLOCK, World
 
 from orchestrator import machine
+from orchestrator.finish import baseline_trials
 from orchestrator.states import (
     ALLOWED,
     TRANSITIONS,
@@ -165,20 +166,40 @@ def test_long_training_below_the_floor_falls_back_to_the_accepted_weights() -> N
     assert "below the floor" in world.messages[-1] and "are kept" in world.messages[-1]
 
 
-def test_the_baseline_gets_the_final_networks_trials() -> None:
+def test_the_rivals_get_the_final_networks_trials() -> None:
     world = World(fake_world.config(compare_uniform=0.5))
     state = world.until(FinishTuning)
     (final,) = machine.work_of(state, world.config)
     assert isinstance(final, TuneWork) and final.trials_per_task == 8
     second = world.step(state)
-    assert isinstance(second, FinishTuning)
-    assert second.baseline_trials == {"deep": 14}
-    baseline, uniform = machine.work_of(second, world.config)
-    assert isinstance(baseline, TuneWork) and isinstance(uniform, TuneWork)
-    assert baseline.network == fake_world.network()
+    (uniform,) = machine.work_of(second, world.config)
+    assert isinstance(uniform, TuneWork)
     assert (uniform.network, uniform.fraction) == (None, 0.5)
-    assert baseline.trials == uniform.trials == {"deep": 14}
-    assert isinstance(world.step(second), Exporting)
+    third = world.step(second)
+    (baseline,) = machine.work_of(third, world.config)
+    assert isinstance(baseline, TuneWork)
+    assert baseline.network == fake_world.network()
+    assert uniform.trials == {"deep": 14}
+    assert baseline.trials["deep"] == 14, "and those of tasks that the uniform one tuned as well"
+    assert isinstance(world.step(third), Exporting)
+
+
+def test_without_a_uniform_network_the_baseline_is_next() -> None:
+    world = World(fake_world.config())
+    second = world.step(world.until(FinishTuning))
+    (baseline,) = machine.work_of(second, world.config)
+    assert isinstance(baseline, TuneWork) and baseline.network == fake_world.network()
+    assert baseline.trials == {"deep": 14}
+
+
+def test_trials_that_a_shared_task_got_for_the_uniform_network_are_the_baselines_too() -> None:
+    final = fake_world.tuned(Structure(), "host")
+    module, task_id = next((s.module, s.task_id) for s in final.table.subgraphs if s.module)
+    shared = final.latency(task_id).model_copy(update={"lineage_trials": 30})
+    foreign = shared.model_copy(update={"task_id": "of the uniform network alone"})
+    uniform = final.model_copy(update={"latencies": (shared, foreign)})
+    assert baseline_trials(final, 8).get(module, 8) < 30
+    assert baseline_trials(final, 8, uniform)[module] == 30
 
 
 def test_equal_training_for_two_targets_is_the_same_work() -> None:
