@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.store.records import RecordsBroken, RecordStore
+from orchestrator.wording import count
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ def look(path: Path) -> Found:
             records, tasks = store.extent()
     except RecordsBroken as error:
         return Found(f"{error} ({_megabytes(path)})", True)
-    of = f"{tasks} task{'' if tasks == 1 else 's'}"
-    return Found(f"{path}: {records} programs of {of}, {_megabytes(path)}", records > 0)
+    what = f"{count(records, 'program')} of {count(tasks, 'task')}"
+    return Found(f"{path}: {what}, {_megabytes(path)}", records > 0)
 
 
 def remove(path: Path) -> None:
