@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 FOR_KEY = {"for_key": True}
 """Serialisation context of content keys."""
@@ -16,6 +22,22 @@ class Schema(BaseModel):
     """A closed, immutable record. Unknown keys are errors; change one with ``model_copy``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Timed(Schema):
+    """A record with fields that say how long something took: the same one, whatever they say."""
+
+    left_out_of_keys: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _timeless_in_keys(
+        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        data: dict[str, Any] = serialise(self)
+        if info.context == FOR_KEY:
+            for name in self.left_out_of_keys:
+                data.pop(name)
+        return data
 
 
 def content_key(*parts: Any) -> str:

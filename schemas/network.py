@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from schemas.base import FOR_KEY, Schema
+from schemas.base import Schema, Timed
 
 
 class ChannelGroup(Schema):
@@ -51,8 +51,10 @@ class NetworkInfo(Schema):
     class_names: tuple[str, ...] = ()
 
 
-class Trained(Schema):
+class Trained(Timed):
     """A network whose weights exist as a file."""
+
+    left_out_of_keys: ClassVar[tuple[str, ...]] = ("train_s",)
 
     structure: Structure
     weights: str = Field(description="Artefact address (sha256) of the safetensors file.")
@@ -60,13 +62,3 @@ class Trained(Schema):
     info: NetworkInfo
     train_s: float = Field(ge=0.0, description="Seconds of training that made these weights.")
     epochs: int = Field(ge=0)
-
-    @model_serializer(mode="wrap")
-    def _timeless_in_keys(
-        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        """The same network trained again is the same, however long it took this time."""
-        data: dict[str, Any] = serialise(self)
-        if info.context == FOR_KEY:
-            data.pop("train_s")
-        return data

@@ -7,11 +7,11 @@ run is started again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from schemas.base import FOR_KEY, Schema, content_key
+from schemas.base import Schema, Timed, content_key
 from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
 from schemas.table import Comparison, Measurement, NetworkTable
 
@@ -68,8 +68,10 @@ class TuneWork(_Work):
     modules: tuple[str, ...] | None = None
 
 
-class ScreenWork(_Work):
+class ScreenWork(_Work, Timed):
     """Transplant every program a candidate affects and measure the variants on the device."""
+
+    left_out_of_keys: ClassVar[tuple[str, ...]] = ("costs_ms",)
 
     kind: Literal["screen"] = "screen"
     target: str
@@ -78,16 +80,6 @@ class ScreenWork(_Work):
         default_factory=dict,
         description="What one call of each of the parent's tasks costs the parent. Not in the key.",
     )
-
-    @model_serializer(mode="wrap")
-    def _timeless_in_keys(
-        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        """The same candidate, however long its parent's programs took this time."""
-        data: dict[str, Any] = serialise(self)
-        if info.context == FOR_KEY:
-            data.pop("costs_ms")
-        return data
 
 
 class FineTuneWork(_Work):

@@ -92,8 +92,11 @@ def tune_work(trials: int, /, *modules: str, **changes: object) -> TuneWork:
     return TuneWork.model_validate({**values, "modules": modules or None})
 
 
-def restarted(worker: TuningWorker) -> Tuner:
-    """A tuner that knows nothing but the table, as after a restart, on the worker's device."""
+def restarted(worker: TuningWorker, **changes: object) -> Tuner:
+    """A tuner that knows nothing but the table, as after a restart, on the worker's device.
+
+    ``changes`` are settings of ``tune``.
+    """
     old = worker._tuner
     return Tuner(
         worker._tuner._bundles,
@@ -101,7 +104,7 @@ def restarted(worker: TuningWorker) -> Tuner:
         worker._trials,
         worker._device.gauge,
         old._table,
-        old._config,
+        old._config.model_copy(update=changes),
         old._seed,
         worker._working,
     )

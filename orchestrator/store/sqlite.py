@@ -29,6 +29,7 @@ from orchestrator.store.sqlite_file import (
     damaged,
     means_damage,
     text_of,
+    transaction,
     version_of,
 )
 from schemas.config import RunConfig
@@ -262,15 +263,8 @@ class SqliteLedger(Ledger):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._errors(), transaction(self._db):
+            yield
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -1,9 +1,14 @@
-"""What may be wrong with a ledger's file: it is damaged, it has not begun, it cannot be read."""
+"""An SQLite file: its transactions, and what may be wrong with a ledger's.
+
+It may be damaged, it may not have begun, it may not be readable.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -40,6 +45,19 @@ def connect_for_reading(path: Path) -> sqlite3.Connection:
             raise LedgerError(f"{path} has layout {version}, which this cprune does not know")
         return db
     raise LedgerError(f"the ledger {path} cannot be read: {problem}") from problem
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, with the file's lock from the beginning. ``db`` is in autocommit mode."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def version_of(db: sqlite3.Connection) -> int:

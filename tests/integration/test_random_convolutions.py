@@ -24,6 +24,7 @@ from workers.tuning.worker import TuningWorker
 
 CASES, NETWORK = 500, 50
 VARIANTS = 4
+DRAWS = 100
 LEAST_SHARE = 0.8
 NOT_RUN = ("did not build for the comparison", "the comparison with the untuned program failed")
 SEED = 20_220_701
@@ -162,12 +163,13 @@ def random_program(
     space: ScheduleSpace, search: Search, workload: Workload, random: Random
 ) -> Program:
     """A program drawn from the task's design space, as the search draws its first ones."""
-    while True:
+    for _ in range(DRAWS):
         context = search.context(workload.task.task_id, workload.module, random.randrange(2**30))
         sample = random.choice(context.generate_design_space())
         schedule = space.process(workload.module, trace_text(sample))
         if schedule is not None:
             return program(workload, trace_text(schedule))
+    raise AssertionError(f"none of {DRAWS} samples of {workload.task.name} applies")
 
 
 def program(workload: Workload, trace: str, parent: Program | None = None) -> Program:

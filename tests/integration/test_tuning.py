@@ -221,6 +221,16 @@ def test_a_task_none_of_whose_programs_runs_is_measured_as_it_is(
     assert [json.loads(program.trace) for program in table.all_programs()] == [[[], []]]
 
 
+@pytest.mark.parametrize(
+    ("limit", "trials"),
+    [("max_s", 1), ("max_device_s", 2)],  # the untuned program alone; the first round
+)
+def test_time_that_is_spent_ends_the_search(worker: TuningWorker, limit: str, trials: int) -> None:
+    tuned = restarted(worker, **{limit: 1e-9}).tune(tune_work(6, FIRST))
+    entry = tuned.latency(task_of(tuned, FIRST))
+    assert entry.program_id is not None and entry.trials == trials
+
+
 def test_a_lost_build_of_the_untuned_program_condemns_no_program(
     worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

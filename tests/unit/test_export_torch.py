@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -74,7 +75,6 @@ def test_the_onnx_network_computes_the_same(
     exported: tuple[Path, nn.Module, TorchExports],
 ) -> None:
     folder, network, exports = exported
-    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(folder / exports.onnx)
     (found,) = session.run(["logits"], {"image": IMAGES.numpy()})
     with torch.no_grad():
