@@ -37,12 +37,13 @@ def main() -> None:
     parser.add_argument("--cores", default="", help="core mask, as 0,1,4; without it all cores")
     parser.add_argument("--work-dir", required=True, type=Path, help="for the files of sessions")
     parser.add_argument("--max-lease", default=3600, type=int, help="longest session in seconds")
+    parser.add_argument("--runs-on", default="cpu", help="cpu or cuda: what programs run on")
     options = parser.parse_args()
     configure_threads(options.threads, [int(c) for c in options.cores.split(",") if c])
 
     from device_agents.lean_tvm import import_runtime
 
-    import_runtime()
+    import_runtime(options.runs_on)
     import tvm.rpc  # noqa: F401  # imported here once, and not in every session
 
     from device_agents.server_loop import DeviceServer

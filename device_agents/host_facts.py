@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -36,9 +38,46 @@ def device_model(threads: int, model: str | None = None) -> str:
     return f"{slug or 'cpu'}-{threads}t"
 
 
+def runs_on(tvm_target: Mapping[str, object] | str) -> str:
+    """What a TVM target's programs run on: ``cpu``, or an accelerator's kind (``cuda``)."""
+    kind = "llvm" if isinstance(tvm_target, str) else str(tvm_target.get("kind"))
+    return "cpu" if kind in ("llvm", "c") else kind
+
+
+def gpu_model() -> str | None:
+    """The first NVIDIA GPU's name as its driver gives it; None where there is none."""
+    return _gpu_fact("name")
+
+
+def gpu_architecture() -> str | None:
+    """The first NVIDIA GPU's architecture as compilers name it (sm_90); None where there is none."""
+    capability = _gpu_fact("compute_cap")
+    return None if capability is None else f"sm_{capability.replace('.', '')}"
+
+
+def _gpu_fact(name: str) -> str | None:
+    query = ["nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip().partition("\n")[0] or None
+
+
 def allowed_cores() -> frozenset[int]:
     """The cores this process may run on."""
     return frozenset(os.sched_getaffinity(0))
+
+
+def last_level_cache_bytes() -> int | None:
+    """Size of the processor's largest cache; None where the kernel does not tell."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) * units.get(match[2], 1))
+    return max(sizes, default=None)
 
 
 def boot_id() -> str:

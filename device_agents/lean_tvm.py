@@ -22,11 +22,12 @@ def block_torch() -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None blocks an import
 
 
-def import_runtime() -> ModuleType:
+def import_runtime(runs_on: str = "cpu") -> ModuleType:
     """Import and return ``tvm`` with its runtime alone: no torch, no compiler.
 
     It serves and opens RPC sessions, times functions, runs the Relax VM; it compiles nothing. Where
-    TVM is imported already it is returned as it is.
+    TVM is imported already it is returned as it is. ``runs_on`` names an accelerator whose runtime
+    is loaded too, where TVM has one (``cuda``). Raises ``OSError`` where its driver is missing.
     """
     block_torch()
     if "tvm" not in sys.modules:
@@ -40,6 +41,11 @@ def import_runtime() -> ModuleType:
         # loads it by itself only beside the compiler.
         base._LOADED_LIBS["tvm_runtime_extra"] = load_lib_ctypes(
             "tvm", "tvm_runtime_extra", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths()
+        )
+    accelerator = f"tvm_runtime_{runs_on}"
+    if runs_on != "cpu" and accelerator not in base._LOADED_LIBS:
+        base._LOADED_LIBS[accelerator] = load_lib_ctypes(
+            "tvm", accelerator, "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths()
         )
     module: ModuleType = tvm
     return module

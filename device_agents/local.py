@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from device_agents.children import Child, describe_exit, end_child, start_child
-from device_agents.host_facts import allowed_cores, device_model
+from device_agents.host_facts import allowed_cores, device_model, gpu_model, runs_on
 from device_agents.tracker_wire import TrackerUnreachable, tracker_summary
 from schemas.config import TargetConfig
 
@@ -66,7 +66,10 @@ class LocalDevice:
                 f"{len(self.cores)} cores: lower it, or use 0 for all of them"
             )
         self.key = target.key
-        self.device_model = device_model(self.threads)
+        self.runs_on = runs_on(target.tvm_target)
+        self.device_model = device_model(
+            self.threads, None if self.runs_on == "cpu" else gpu_model() or self.runs_on
+        )
         self.shares_host_cores = worker_cores is None or not self.cores.isdisjoint(worker_cores)
         self.port: int | None = None
         self._mask = sorted(self.cores) if target.cores is not None else []
@@ -159,6 +162,7 @@ class LocalDevice:
         command = [sys.executable, "-m", "device_agents.device_server"]
         command += ["--tracker-host", host, "--tracker-port", str(port), "--key", self.key]
         command += ["--threads", str(self.threads), "--work-dir", str(self._work_dir)]
+        command += ["--runs-on", self.runs_on]
         command += [
             "--cores",
             ",".join(map(str, self._mask)),

@@ -98,13 +98,19 @@ class WarmProcess:
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._frames: Frames | None = None
+        self._is_ready = False
         self._calls = 0
 
     @property
     def pid(self) -> int | None:
-        """Process id of the running process; None before the first call and after its end."""
+        """Process id of the running process; None before its start and after its end."""
         child = self._child
         return child.pid if child is not None and child.poll() is None else None
+
+    def prepare(self) -> None:
+        """Begin to start the process, if it does not run, and do not wait: the first call does."""
+        with self._locked(self._start_timeout_s, "start"):
+            self._spawn()
 
     def start(self) -> int:
         """Start the process if it does not run and wait until it is ready; its process id.
@@ -165,8 +171,15 @@ class WarmProcess:
             self._lock.release()
 
     def _start(self) -> int:
+        child = self._spawn()
+        if not self._is_ready:
+            self._exchange(None, self._start_timeout_s, "its start")
+            self._is_ready = True
+        return child.pid
+
+    def _spawn(self) -> Child:
         if self._child is not None and self._child.poll() is None and self._frames is not None:
-            return self._child.pid
+            return self._child
         self._kill()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -174,9 +187,8 @@ class WarmProcess:
             self._child = start_child(
                 self._argv, env=env, log=self._log, pass_fds=[theirs.fileno()]
             )
-        self._frames = Frames(ours)
-        self._exchange(None, self._start_timeout_s, "its start")
-        return self._child.pid
+        self._frames, self._is_ready = Frames(ours), False
+        return self._child
 
     def _exchange(
         self, request: dict[str, Any] | None, timeout_s: float, what: str

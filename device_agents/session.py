@@ -52,6 +52,10 @@ class WrongThreads(RuntimeError):
     """The device's runtime uses another number of threads than the target says."""
 
 
+class NoSuchPlace(RuntimeError):
+    """The device has no accelerator of the kind that the target names."""
+
+
 class SessionLimit(RuntimeError):
     """This process holds as many sessions as TVM allows."""
 
@@ -111,9 +115,18 @@ class Session:
         except AttributeError:
             return None
 
-    def cpu(self) -> Any:
-        """The remote CPU, for tensors and evaluators."""
-        return self.rpc.cpu()
+    def place(self, kind: str) -> Any:
+        """Where programs run, for tensors and evaluators: the remote ``cpu``, ``cuda`` and so on.
+
+        Raises ``NoSuchPlace`` when the device has none of the kind.
+        """
+        place = self.rpc.device(kind, 0)
+        if kind != "cpu" and not place.exist:
+            raise NoSuchPlace(
+                f"the device {self._name} has no {kind}: start its server where there is one, or "
+                "correct targets[].tvm_target"
+            )
+        return place
 
     def upload(self, path: Path, name: str | None = None) -> str:
         """Send a file to the session's folder and return its name there.

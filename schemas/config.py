@@ -244,11 +244,12 @@ class MeasureConfig(Section):
         "where 0.5^n is at most 1 - prune.confidence: from 6 pairs on at 0.97, from 5 on at 0.95.",
     )
     model_min_repeat_ms: int = Field(default=30, ge=0)
-    cache_flush_bytes: int = Field(
-        default=0,
-        ge=0,
-        description="Bytes written before each repeat of a program, then one call, to empty the "
-        "device's caches. 0: repeats of many calls, which find them warm.",
+    cache_mb: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="The device's last-level cache. Where the dense network's weights take more, "
+        "programs are timed with their weights out of the caches, as they will find them; 0: "
+        "always. Default: this machine's for a local device, 4 for others.",
     )
     session_timeout_s: int = Field(default=60, ge=1, description="Lease of one device session.")
     device_wait_s: float = Field(

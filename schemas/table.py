@@ -72,7 +72,10 @@ class Program(Schema):
 
     program_id: str = Field(description="sha256 of task and trace.")
     task_id: str
-    device_model: str
+    device_model: str = Field(
+        description="With ', cold' behind it where weights were out of the caches: programs that "
+        "were timed in two ways are not compared."
+    )
     trace: str = Field(description="The schedule's trace as TVM JSON.")
     source: Literal["search", "transplant"]
     channel_tiles: tuple[int, ...] = Field(

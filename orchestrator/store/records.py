@@ -88,7 +88,7 @@ def conditions_of(config: MeasureConfig) -> str:
     """What two records must have in common to be compared."""
     versions = [f"{name} {_version(name)}" for name in TOOLS]
     timing = f"{config.program_repeats} repeats of {config.program_min_repeat_ms} ms or more"
-    return ", ".join([*versions, timing, f"{config.cache_flush_bytes} bytes flushed"])
+    return ", ".join([*versions, timing])
 
 
 def is_shareable(program: Program) -> bool:

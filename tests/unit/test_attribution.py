@@ -20,7 +20,9 @@ CALLS = [("vm.builtin.reshape", 0.01), ("conv", 4.0), ("vm.builtin.null_value", 
 class Machine:
     """A virtual machine whose calls take known times on a clock of its own, in milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, slower_after: int | None = None) -> None:
+        """After so many runs every call takes twice as long."""
+        self._slower_after = slower_after
         self._watch: Callable[..., int] | None = None
         self._now_ns = 0
         self.invoked = 0
@@ -33,16 +35,17 @@ class Machine:
     def __getitem__(self, name: str) -> Callable[..., None]:
         return {"invoke_stateful": self._invoke, "set_instrument": self._set}[name]
 
-    def _set(self, watch: Callable[..., int]) -> None:
+    def _set(self, watch: Callable[..., int] | None) -> None:
         self._watch = watch
 
     def _invoke(self, name: str) -> None:
         assert name == "main"
         self.invoked += 1
+        is_slow = self._slower_after is not None and self.invoked > self._slower_after
         for function, latency_ms in CALLS:
             if self._watch is not None:
                 assert self._watch(None, function, True, None, "argument") == 0
-            self._now_ns += int(latency_ms * 1e6)
+            self._now_ns += int(latency_ms * 1e6) * (2 if is_slow else 1)
             if self._watch is not None:
                 assert self._watch(None, function, False, None, "argument") == 0
 
@@ -58,7 +61,16 @@ def test_calls_are_timed_in_their_order_without_the_machines_own(
     assert times["conv"] == pytest.approx(4.0), "what the watching takes is taken off"
     assert times["add"] == pytest.approx(0.5)
     assert found["model_ms"] == pytest.approx(4.51, abs=0.001)
-    assert 50 < machine.invoked < 200, "about a third of a second, twice"
+    assert 200 < machine.invoked < 400, "about 0.6 seconds, twice"
+
+
+def test_a_device_that_slows_down_changes_calls_and_network_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(slower_after=90)
+    monkeypatch.setattr(attribution, "time", machine)
+    found = json.loads(attribution.attribute(machine))
+    assert sum(ms for _, ms in found["calls"]) == pytest.approx(found["model_ms"], rel=0.02)
 
 
 def functions(tuned: Any) -> list[str]:

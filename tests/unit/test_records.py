@@ -65,7 +65,6 @@ class TestContent:
         for changes in (
             {"program_repeats": 9},
             {"program_min_repeat_ms": 9},
-            {"cache_flush_bytes": 9},
         ):
             assert records.conditions_of(usual.model_copy(update=changes)) != before
         assert records.conditions_of(usual.model_copy(update={"model_repeats": 9})) == before

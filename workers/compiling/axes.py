@@ -60,7 +60,10 @@ _REDUCTION = 2  # tvm.tirx.IterVar.CommReduce
 
 
 def _main_block(module: IRModule) -> Any | None:
-    """The block with the largest iteration space; one with a reduction before one without."""
+    """The block with the largest iteration space; one with a reduction before one without.
+
+    Of equals the last: those before it prepare its input.
+    """
     schedule = Schedule(module, debug_mask="none")
     root = schedule.get_sblock("root", func_name="main")
     best: tuple[tuple[bool, int], Any] | None = None
@@ -70,7 +73,7 @@ def _main_block(module: IRModule) -> Any | None:
         for iteration in block.iter_vars:
             size *= int(iteration.dom.extent)
         reduces = any(int(i.iter_type) == _REDUCTION for i in block.iter_vars)
-        if block.iter_vars and (best is None or (reduces, size) > best[0]):
+        if block.iter_vars and (best is None or (reduces, size) >= best[0]):
             best = ((reduces, size), block)
     return best[1] if best else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.driver import build as build_module
 from tvm.ir import IRModule, load_json
 from tvm.s_tir import meta_schedule as ms
@@ -68,9 +68,30 @@ def build_network(
             ]
         )(module)
     executable = tvm.compile(
-        module, target=target, relax_pipeline=relax.get_pipeline("default_build")
+        on_accelerator(module, target),
+        target=target,
+        relax_pipeline=relax.get_pipeline("default_build"),
     )
     executable.export_library(str(path))
+
+
+def on_accelerator(module: IRModule, target: Target) -> IRModule:
+    """The module with functions that nothing was scheduled in bound to an accelerator's threads."""
+    if target.kind.name in ("llvm", "c"):
+        return module
+    from tvm.s_tir import dlight
+
+    module = module.clone()  # the passes change it in place
+    for variable, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc) and _is_bound(function):
+            module.update_func(variable, function.with_attr("tirx.is_scheduled", True))
+    with target:
+        return dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(module)
+
+
+def _is_bound(function: tirx.PrimFunc) -> bool:
+    """Whether any of its loops runs over an accelerator's threads."""
+    return "T.thread_binding(" in function.script()
 
 
 def load_module(text: str) -> IRModule:
@@ -80,6 +101,7 @@ def load_module(text: str) -> IRModule:
 
 def _export(module: IRModule, target: Target, path: Path) -> Arguments:
     function = module["main"]
+    module = on_accelerator(module, target)
     arguments = [
         (str(parameter.dtype), [int(extent) for extent in parameter.shape])
         for parameter in (function.params)

@@ -18,13 +18,15 @@ _GRACE_S = 30.0
 class Library:
     """A built library, or why there is none.
 
-    ``arguments`` are element type and shape of each argument of its ``main``.
+    ``arguments`` are element type and shape of each argument of its ``main``. ``is_timed_cold``:
+    all of them but the first are out of the device's caches whenever it is timed.
     """
 
     path: Path
     arguments: tuple[tuple[str, tuple[int, ...]], ...] = ()
     seconds: float = 0.0
     error: str = ""
+    is_timed_cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Builder:
         self._parallel = parallel
         self._cores = None if cores is None else [str(lock_dir), cores.name]
         self._process = WarmProcess("workers.compiling.build_server", name="builder")
+        self._process.prepare()
 
     def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
         """Build every job, ``timeout_s`` for each build alone; failures are in the results."""

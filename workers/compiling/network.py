@@ -6,6 +6,7 @@ and each call site names its torch module exactly, through the parameter that fe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.target import Target
 
+from workers.compiling.rewrites import rewritten
+from workers.compiling.winograd import ALL_DIRECT, Forms, legalize_convolutions
 from workers.errors import UserError
 
 _LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
@@ -42,16 +45,23 @@ class RelaxNetwork:
     module: IRModule
     sites: tuple[CallSite, ...]
     parameters: tuple[str, ...]
+    weight_bytes: int
+    """Of all parameters together."""
 
 
-def relax_network(program: ExportedProgram, target: Target) -> RelaxNetwork:
+def relax_network(
+    program: ExportedProgram, target: Target, forms: Forms = ALL_DIRECT
+) -> RelaxNetwork:
     """Import ``program`` (batch norm folded), choose layouts, fuse, and find the call sites.
 
-    Raises ``UserError`` when a call site is fed by the weights of two modules.
+    ``forms`` says which convolutions are computed by tiles. Raises ``UserError`` when a call site
+    is fed by the weights of two modules.
     """
     imported = from_exported_program(program, keep_params_as_input=True)
     module, _ = relax.frontend.detach_params(imported)
+    module = rewritten(module)
     parameters = tuple(variable.name for variable in module["main"].params[1:])
+    weight_bytes = 4 * sum(math.prod(_shape(variable)) for variable in module["main"].params[1:])
     with target:
         module = tvm.ir.transform.Sequential(
             [
@@ -59,7 +69,7 @@ def relax_network(program: ExportedProgram, target: Target) -> RelaxNetwork:
                 relax.transform.CanonicalizeBindings(),
                 relax.transform.FoldConstant(),
                 relax.transform.ConvertLayout(_LAYOUT),
-                relax.transform.LegalizeOps(),
+                relax.transform.LegalizeOps({"relax.nn.conv2d": legalize_convolutions(forms)}),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
@@ -68,7 +78,7 @@ def relax_network(program: ExportedProgram, target: Target) -> RelaxNetwork:
         )(module)
     names = {f"p_{name.replace('.', '_')}": name for name in program.state_dict}
     module, sites = _find_sites(module, set(parameters), names)
-    return RelaxNetwork(module, sites, parameters)
+    return RelaxNetwork(module, sites, parameters, weight_bytes)
 
 
 def _find_sites(

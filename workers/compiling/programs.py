@@ -20,6 +20,7 @@ from tvm.target import Target
 
 from workers.compiling.axes import ChannelAxes
 from workers.compiling.intrinsics import load_intrinsics
+from workers.compiling.spaces import space_generator
 from workers.compiling.trace import dump_trace, search_part, transplants
 
 
@@ -63,7 +64,10 @@ class ScheduleSpace:
 
     def _postprocs(self, module: IRModule) -> list[Any]:
         context = ms.TuneContext(
-            mod=module, target=self.target, space_generator="post-order-apply", num_threads=1
+            mod=module,
+            target=self.target,
+            space_generator=space_generator(module),
+            num_threads=1,
         )
         return list(context.space_generator.postprocs)
 

@@ -16,6 +16,8 @@ class DeviceAddress:
     threads: int | None
     kind: Literal["local", "tracker"]
     device_model: str
+    runs_on: str = "cpu"
+    """Where programs run there: cpu, or an accelerator's kind (cuda, opencl)."""
 
 
 class LocalAgent(Protocol):

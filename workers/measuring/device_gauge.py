@@ -62,6 +62,8 @@ class DeviceGauge:
         self._cores = cores
         self._local = local
         self._process = WarmProcess("workers.measuring.gauge_server", name="gauge")
+        if local is not None:  # it will be wanted soon
+            self._process.prepare()
         self._facts: dict[str, Any] | None = None
         self._opened_at = 0.0
         self._opened_by: int | None = None
@@ -106,6 +108,7 @@ class DeviceGauge:
                         "threads": self._address.threads,
                         "lease_s": self._lease_s,
                         "wait_s": wait_s,
+                        "runs_on": self._address.runs_on,
                     },
                     timeout_s=wait_s + self._config.answer_timeout_s,
                 )
@@ -115,7 +118,7 @@ class DeviceGauge:
                 errors.append(f"{error.kind}: {error.message}")
                 if error.kind == "NoDevice":
                     raise NoneFree(self._described(error.message)) from None
-                if error.kind == "WrongThreads":
+                if error.kind in ("WrongThreads", "NoSuchPlace"):
                     break
             except (ProcessDied, ProcessTimeout) as error:
                 errors.append(str(error))
@@ -132,7 +135,7 @@ class DeviceGauge:
                 "arguments": [list(argument) for argument in library.arguments],
                 "repeats": config.program_repeats,
                 "min_repeat_ms": config.program_min_repeat_ms,
-                "cache_flush_bytes": config.cache_flush_bytes,
+                "cold": library.is_timed_cold,
             },
         )
         return self._measurement(answer["run_ms"], answer, self._facts or {})

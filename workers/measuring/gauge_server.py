@@ -14,11 +14,15 @@ from device_agents.attribution import ATTRIBUTE
 from device_agents.lean_tvm import import_runtime
 from device_agents.processes import serve
 
+_COLD_CALLS = 11
+
 
 class _State:
     """The open session, with what stays loaded in it."""
 
     session: Any = None
+    place: Any = None
+    runs_on: str = "cpu"
     canary: Any = None
     info: Any = None
     networks: dict[str, Any]
@@ -58,6 +62,8 @@ def _open(request: dict[str, Any]) -> dict[str, Any]:
         wait_s=request["wait_s"],
         threads=request["threads"],
     )
+    _state.runs_on = request["runs_on"]
+    _state.place = _state.session.place(_state.runs_on)
     _state.info = _state.session.info()
     _state.canary = Canary(_state.session)
     return {
@@ -71,7 +77,7 @@ def _open(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _close(_request: dict[str, Any]) -> dict[str, Any]:
-    session, _state.session, _state.canary = _state.session, None, None
+    session, _state.session, _state.canary, _state.place = _state.session, None, None, None
     _state.networks.clear()
     if session is not None:
         session.close()
@@ -82,15 +88,13 @@ def _program(request: dict[str, Any]) -> dict[str, Any]:
     session = _state.session
     library = session.load(Path(request["path"]))
     arguments = _random_arguments(session, request["arguments"])
-    evaluate = library.time_evaluator(
-        "main",
-        session.cpu(),
-        number=1,
-        repeat=request["repeats"],
-        # the caches are emptied before a repeat, so that its first call alone finds them empty
-        min_repeat_ms=0 if request["cache_flush_bytes"] else request["min_repeat_ms"],
-        cache_flush_bytes=request["cache_flush_bytes"],
+    timing = (
+        # flushed before each repeat, so its first call alone finds the caches without them
+        {"repeat": _COLD_CALLS, "min_repeat_ms": 0, "f_preproc": "cache_flush_cpu_non_first_arg"}
+        if request["cold"]
+        else {"repeat": request["repeats"], "min_repeat_ms": request["min_repeat_ms"]}
     )
+    evaluate = library.time_evaluator("main", _state.place, number=1, **timing)
     results = evaluate(*arguments).results
     return {"run_ms": [1000 * value for value in results], "measured_at": time.time()}
 
@@ -121,7 +125,7 @@ def _pair(request: dict[str, Any]) -> dict[str, Any]:
     image = _random_image(session, request)
     evaluators = [
         machine.time_evaluator(
-            "main", session.cpu(), number=1, repeat=1, min_repeat_ms=request["min_repeat_ms"]
+            "main", _state.place, number=1, repeat=1, min_repeat_ms=request["min_repeat_ms"]
         )
         for machine in machines
     ]
@@ -138,7 +142,7 @@ def _pair(request: dict[str, Any]) -> dict[str, Any]:
 def _attribute(request: dict[str, Any]) -> dict[str, Any]:
     """What each call of a network takes inside it; an empty answer where the device cannot tell.
 
-    Plain TVM servers (those on phones) cannot: they lack our function.
+    Plain TVM servers (those on phones) cannot: they lack our function. Nor can accelerators.
     """
     import json
 
@@ -146,9 +150,9 @@ def _attribute(request: dict[str, Any]) -> dict[str, Any]:
 
     session = _state.session
     attribute = session.function(ATTRIBUTE)
-    if attribute is None:
+    if attribute is None or _state.runs_on != "cpu":  # an accelerator's calls return at once
         return {}
-    machine = VirtualMachine(session.load(Path(request["path"])), session.cpu())
+    machine = VirtualMachine(session.load(Path(request["path"])), _state.place)
     machine.set_input("main", _random_image(session, request))
     answer: dict[str, Any] = json.loads(attribute(machine.module))
     return answer
@@ -176,7 +180,7 @@ def _network(path: str) -> Any:
 
     if path not in _state.networks:
         library = _state.session.load(Path(path))
-        _state.networks[path] = VirtualMachine(library, _state.session.cpu())
+        _state.networks[path] = VirtualMachine(library, _state.place)
     return _state.networks[path]
 
 
@@ -186,7 +190,7 @@ def _random_arguments(session: Any, arguments: list[Any]) -> list[Any]:
     fill = session.rpc.get_function("tvm.contrib.random.random_fill_for_measure")
     tensors = []
     for dtype, shape in arguments:
-        tensor = tvm.runtime.empty(tuple(shape), dtype, session.cpu())
+        tensor = tvm.runtime.empty(tuple(shape), dtype, _state.place)
         fill(tensor)
         tensors.append(tensor)
     return tensors
@@ -202,7 +206,7 @@ def _random_image(session: Any, request: dict[str, Any]) -> Any:
 def _remote(session: Any, array: Any) -> Any:
     import tvm
 
-    return tvm.runtime.tensor(array, session.cpu())
+    return tvm.runtime.tensor(array, _state.place)
 
 
 def _canary(_request: dict[str, Any]) -> dict[str, Any]:

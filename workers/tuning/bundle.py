@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.export import ExportedProgram
 from tvm.ir import save_json
 from tvm.target import Target
 
@@ -15,6 +16,7 @@ from schemas.table import NetworkTable
 from schemas.work import TuneWork
 from workers.compiling.network import RelaxNetwork, relax_network
 from workers.compiling.tasks import Workload, build_table
+from workers.compiling.winograd import Forms, winograd_forms
 from workers.networks import Networks
 from workers.pruning.fold import FoldPairs, exported_program, fold_batch_norm, fold_pairs
 
@@ -42,6 +44,12 @@ class Bundles:
         self._known: dict[str, Bundle] = {}
         self._texts: dict[str, str] = {}
         self._pairs: dict[float | None, FoldPairs] = {}
+        self._forms: Forms | None = None
+
+    @property
+    def dense(self) -> Bundle:
+        """The network as it was before any pruning."""
+        return self.of_structure(Structure())
 
     def of_structure(self, structure: Structure, fraction: float | None = None) -> Bundle:
         """The bundle of a structure (or of the uniform network of ``fraction``).
@@ -51,11 +59,19 @@ class Bundles:
         key = f"{structure.model_dump_json()}/{fraction}"
         if key not in self._known:
             model = self._networks.of_structure(structure, fraction)
-            folded = self._folded(model, fraction)
-            relax = relax_network(exported_program(folded, self._networks.batch), self._target)
+            relax = relax_network(self._program(model, fraction), self._target, self.forms())
             table = build_table(relax, self._target)
             self._known[key] = Bundle(relax, table.network, table.workloads)
         return self._known[key]
+
+    def forms(self) -> Forms:
+        """How the dense network's convolutions are computed. Narrower ones keep the form, so that
+        each of their call sites has its counterpart."""
+        if self._forms is None:
+            dense = self._program(self._networks.of_structure(Structure(), None), None)
+            by_tiles = self._target.kind.name == "llvm"  # the transforms are scheduled for CPUs
+            self._forms = winograd_forms(dense) if by_tiles else {}
+        return self._forms
 
     def of_work(self, work: TuneWork) -> Bundle:
         """The bundle of the network a unit of work names."""
@@ -81,6 +97,9 @@ class Bundles:
             f"b_{name.replace('.', '_')}": tensor.detach().numpy()
             for name, tensor in folded.named_buffers()
         }
+
+    def _program(self, model: nn.Module, fraction: float | None) -> ExportedProgram:
+        return exported_program(self._folded(model, fraction), self._networks.batch)
 
     def _folded(self, model: nn.Module, fraction: float | None) -> nn.Module:
         image = self._networks.batch

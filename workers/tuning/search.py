@@ -20,6 +20,7 @@ from tvm.target import Target
 
 from schemas.table import Program
 from workers.compiling.programs import ScheduleSpace, program_id, trace_text
+from workers.compiling.spaces import space_generator
 
 _LOGGER = logging.getLogger("cprune.tvm")
 _LOGGER.addHandler(logging.NullHandler())
@@ -95,7 +96,7 @@ class Search:
         return ms.TuneContext(
             mod=module,
             target=self._space.target,
-            space_generator="post-order-apply",
+            space_generator=space_generator(module),
             search_strategy=ms.search_strategy.EvolutionarySearch(
                 population_size=self._population_size,
                 genetic_num_iters=self._generations,

@@ -7,10 +7,10 @@ is known, so that a run that is killed repeats none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -65,18 +65,29 @@ class Trials:
         table: ProgramTable,
         config: TuneConfig,
         scratch: Path,
+        times_cold: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``times_cold``: whether programs are timed with their weights out of the caches."""
         self._builder = builder
         self._gauge = gauge
         self._space = space
         self._table = table
         self._config = config
         self._scratch = scratch
+        self._times_cold = times_cold
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="builds")
         self._untuned: dict[str, Library] = {}
         self._serial = 0
         self._serial_lock = threading.Lock()
         self.counts = Counts()
+
+    @property
+    def measured_as(self) -> str:
+        """What its programs' latencies are of: the device model, and how they are timed.
+
+        Programs that were timed otherwise are not compared with them.
+        """
+        return self._gauge.device_model + (", cold" if self._times_cold() else "")
 
     def build(self, trials: Sequence[Trial]) -> Future[list[Library]]:
         """Start building; the result has a library for each trial."""
@@ -84,7 +95,13 @@ class Trials:
             BuildJob(str(save_json(trial.schedule.mod)), self._new_path("program"))
             for trial in trials
         ]
-        return self._thread.submit(self._builder.build, jobs, self._config.build_timeout_s)
+        cold = self._times_cold()
+
+        def build() -> list[Library]:
+            built = self._builder.build(jobs, self._config.build_timeout_s)
+            return [replace(library, is_timed_cold=cold) for library in built]
+
+        return self._thread.submit(build)
 
     def measure(
         self,
@@ -227,7 +244,7 @@ class Trials:
         return Program(
             program_id=trial.program_id,
             task_id=workload.task.task_id,
-            device_model=self._gauge.device_model,
+            device_model=self.measured_as,
             trace=trial.trace,
             source=trial.source,
             channel_tiles=factors_of_loop(trial.trace, axes.block, axes.output),

@@ -108,7 +108,7 @@ class Tuner:
     def stored(self, bundle: Bundle) -> dict[str, list[Program]]:
         """All programs of the network's tasks, batch by batch as they were proposed."""
         found: dict[str, list[Program]] = {task_id: [] for task_id in bundle.task_ids}
-        for program in self._table.programs(bundle.task_ids, self._gauge.device_model):
+        for program in self._table.programs(bundle.task_ids, self._trials.measured_as):
             found[program.task_id].append(program)
         return {task_id: as_proposed(programs) for task_id, programs in found.items()}
 

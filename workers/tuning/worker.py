@@ -61,7 +61,16 @@ class TuningWorker:
         bundles = Bundles(networks, compiled_for)
         gauge = self._device.gauge
         programs = UnbuiltPrograms(self._builder) if target.device == "replay" else self._builder
-        self._trials = Trials(programs, gauge, space, table, config.tune, self._scratch)
+        cache_bytes = self._device.cache_bytes
+        self._trials = Trials(
+            programs,
+            gauge,
+            space,
+            table,
+            config.tune,
+            self._scratch,
+            lambda: bundles.dense.relax.weight_bytes > cache_bytes,
+        )
         self._tuner = Tuner(
             bundles, space, self._trials, gauge, table, config.tune, config.seed, self._working
         )

@@ -1,0 +1,32 @@
+"""The networks that are compiled: random weights, since latency does not depend on them."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import nn
+
+
+def _resnet18_for_small_images() -> nn.Module:
+    """ResNet-18 as it is used for CIFAR: a first layer of 3x3 and stride 1, no pooling behind."""
+    network = torchvision.models.resnet18(num_classes=10)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+NETWORKS = {
+    "resnet18_32": (_resnet18_for_small_images, 32),
+    "resnet18_224": (torchvision.models.resnet18, 224),
+    "mobilenet_v2_224": (torchvision.models.mobilenet_v2, 224),
+    "vgg16_bn_32": (torchvision.models.vgg16_bn, 32),
+}
+"""Name -> what makes the network, and height and width of its images."""
+
+
+def network_and_image(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The network in evaluation mode and one image (1, 3, size, size)."""
+    make, size = NETWORKS[name]
+    torch.manual_seed(0)
+    network = make().eval().requires_grad_(False)
+    return network, torch.randn(1, 3, size, size)
