@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.cprune-installed
 NEEDED_GB := 9
 
-.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-scaling setup
+.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling setup
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(STAMP)
@@ -38,6 +38,9 @@ benchmarks: $(STAMP)
 
 bench-tuning: $(STAMP)
 	$(PYTHON) benchmarks/tuning.py $(ARGS)
+
+bench-code: $(STAMP)
+	$(PYTHON) benchmarks/code.py $(ARGS)
 
 bench-scaling: $(STAMP)
 	$(PYTHON) benchmarks/scaling.py $(ARGS)

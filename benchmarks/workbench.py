@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tvm.target import Target
 
 from schemas.config import MeasureConfig, TargetConfig, TuneConfig
-from workers.compiling.builder import Builder
+from workers.compiling.builder import Builder, ProgramBuilder
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import build_table
@@ -59,8 +59,12 @@ def workbench(
     threads: int = 0,
     seed: int = 0,
     cold: bool = False,
+    noting: Callable[[Builder], ProgramBuilder] = lambda builder: builder,
 ) -> Iterator[Workbench]:
-    """Start the device and the warm processes; end them. ``cold``: weights out of the caches."""
+    """Start the device and the warm processes; end them.
+
+    ``cold``: weights out of the caches. ``noting`` may wrap the builder of single programs.
+    """
     device = open_device(
         TargetConfig(name=TARGET, threads=threads), measure, folder / "locks", folder
     )
@@ -69,7 +73,7 @@ def workbench(
     builder = Builder(device.tvm_target, device.build_processes, cores, folder / "locks")
     target = target_of(device.tvm_target)
     space = ScheduleSpace(target)
-    trials = Trials(builder, device.gauge, space, table, tune, folder, lambda: cold)
+    trials = Trials(noting(builder), device.gauge, space, table, tune, folder, lambda: cold)
     tuner = Tuner(
         None,  # type: ignore[arg-type]  # every network is handed over imported
         space,

@@ -50,7 +50,7 @@ def gpu_model() -> str | None:
 
 
 def gpu_architecture() -> str | None:
-    """The first NVIDIA GPU's architecture as compilers name it (sm_90); None where there is none."""
+    """The first NVIDIA GPU's architecture as compilers name it (sm_90); None without a GPU."""
     capability = _gpu_fact("compute_cap")
     return None if capability is None else f"sm_{capability.replace('.', '')}"
 

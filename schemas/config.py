@@ -223,6 +223,12 @@ class TuneConfig(Section):
     )
     population_size: int = Field(default=64, ge=1)
     generations: int = Field(default=1, ge=1)
+    finalists: int = Field(
+        default=3,
+        ge=1,
+        description="Of each task's fastest programs, those that are tried inside the network, "
+        "where the device can watch one.",
+    )
     transplant_variants: int = Field(
         default=4, ge=1, description="Re-splits measured for one transplanted program."
     )

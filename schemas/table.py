@@ -105,6 +105,11 @@ class Program(Schema):
         description="Of a transplant: latency of the program it was taken from, measured beside "
         "it.",
     )
+    inside_ms: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Of a finalist: one call inside the network of this run that it was tuned for.",
+    )
     measurement: Measurement | None = Field(description="None when it did not build or run.")
     error: str = Field(default="", description="Why there is no measurement.")
     max_abs_error: float | None = Field(

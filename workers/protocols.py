@@ -23,7 +23,7 @@ class ProgramTable(Protocol):
         ...
 
     def record_check(self, program: Program) -> None:
-        """Replace a stored program by itself with its outputs checked."""
+        """Replace a stored program by itself with its outputs checked, or watched in a network."""
         ...
 
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:

@@ -45,11 +45,12 @@ class TuningActor:
     """Ray's side of a ``TuningWorker``: one unit of work at a time, and ``close`` at any time."""
 
     def __init__(self, context_json: str, target_name: str, table: ProgramTable) -> None:
+        from workers.ray_builders import RayBuilders
         from workers.tuning.worker import TuningWorker
 
         faulthandler.enable()
         context = RunContext.model_validate_json(context_json)
-        self._worker = TuningWorker(context, target_name, table)
+        self._worker = TuningWorker(context, target_name, table, RayBuilders)
 
     def run(self, work_json: str) -> str:
         """Carry out a unit of work; the outcome as JSON."""

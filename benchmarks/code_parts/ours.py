@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tvm.ir import save_json
-from workbench import TARGET, Workbench, workbench
+from workbench import TARGET, workbench
 
 from device_agents.host_facts import last_level_cache_bytes
 from orchestrator.store.records import conditions_of
 from orchestrator.store.sharing import Sharing, SharingLedger
-from schemas.config import MeasureConfig, TuneConfig
+from schemas.config import MeasureConfig, PruneConfig, RunConfig, TuneConfig
+from schemas.network import NetworkInfo, Structure, Trained
 from schemas.work import Tuned, TuneWork
+from workers.compiling.tasks import Workload
 from workers.measuring.gauge import Gauge
 from workers.pruning.fold import fold_batch_norm
 from workers.tuning.bundle import Bundle
-from workers.tuning.libraries import in_model
-from workers.tuning.stored import fastest
+from workers.tuning.libraries import NetworkLibraries
 
-_BUILD_TIMEOUT_S = 900.0
 _ALL_RECORDS_BYTES = 1e9
 _TOLERANCE = 1e-3
 
@@ -69,39 +69,45 @@ def compiled(
         bundle = bench.bundle(network, image)
         work = TuneWork(target=TARGET, network=None, trials_per_task=tune.trials_per_task)
         tuned = bench.tuner.tune_bundle(work, bundle)
-        path = _built(bench, bundle, network, image)
+        run = RunConfig(prune=PruneConfig(max_accuracy_drop=1.0), tune=tune)
         gauge = bench.device.gauge
+        libraries = NetworkLibraries(
+            _OneNetwork(bundle, network, image),  # type: ignore[arg-type]
+            bench.tuner,
+            bench.builder,
+            gauge,
+            run,
+            folder,
+        )
+        info = NetworkInfo(macs=0, params=0, input_shape=tuple(image.shape))
+        trained = Trained(
+            structure=Structure(), weights="", val_accuracy=0.0, info=info, train_s=0.0, epochs=0
+        )
+        tuned = libraries.attributed(tuned, trained, "bench")
+        path, _ = libraries.build(trained)
         _check_output(gauge, path, network, image)
-        watched = gauge.attribute("watch", path, tuple(image.shape))
-        if watched is not None:
-            tuned = in_model(tuned, [site.function for site in bundle.relax.sites], watched)
         yield Compiled(gauge, path, tuple(image.shape), tuned, _gmacs(network, image))
     table.close()
 
 
-def _built(bench: Workbench, bundle: Bundle, network: nn.Module, image: Tensor) -> Path:
-    stored = bench.tuner.stored(bundle)
-    programs = [
-        (str(save_json(bundle.workloads[task_id].module)), best.trace)
-        for task_id in bundle.task_ids
-        if (best := fastest(stored[task_id])) is not None
-    ]
-    folded = fold_batch_norm(network, image)
-    weights = {
-        f"p_{name.replace('.', '_')}": tensor.detach().numpy()
-        for name, tensor in folded.named_parameters()
-    }
-    path = bench.folder / "network.so"
-    library = bench.builder.build_network(
-        str(save_json(bundle.relax.module)),
-        programs,
-        {name: weights[name] for name in bundle.relax.parameters},
-        path,
-        _BUILD_TIMEOUT_S,
-    )
-    if library.error:
-        raise SystemExit(f"the network did not build: {library.error}")
-    return path
+class _OneNetwork:
+    """Stands for a run's networks: the one that was handed over."""
+
+    def __init__(self, bundle: Bundle, network: nn.Module, image: Tensor) -> None:
+        self._bundle = bundle
+        self._folded = fold_batch_norm(network, image)
+
+    def of_structure(self, _structure: Structure, _fraction: float | None = None) -> Bundle:
+        return self._bundle
+
+    def text(self, workload: Workload) -> str:
+        return str(save_json(workload.module))
+
+    def weights(self, _trained: Trained, _fraction: float | None = None) -> dict[str, np.ndarray]:
+        return {
+            f"p_{name.replace('.', '_')}": tensor.detach().numpy()
+            for name, tensor in self._folded.named_parameters()
+        }
 
 
 def _check_output(gauge: Gauge, path: Path, network: nn.Module, image: Tensor) -> None:

@@ -6,60 +6,43 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from workbench import TARGET, workbench
+
 from orchestrator.store.memory import MemoryLedger
-from schemas.config import MeasureConfig, TargetConfig, TuneConfig
+from schemas.config import MeasureConfig, TuneConfig
 from schemas.table import Program
 from schemas.work import TuneWork
 from tuning_parts import LAYERS
 from tuning_parts.log import Loss, SearchLog
 from tuning_parts.network import three_layers
 from workers.compiling.builder import Builder, BuildJob, Library
-from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import build_table
-from workers.measuring.setup import open_device
 from workers.tuning.bundle import Bundle
-from workers.tuning.search import target_of
-from workers.tuning.trials import Trials
-from workers.tuning.tuner import Tuner
 
-TARGET = "bench"
 PROGRAMS = "programs.json"
-_CORES_WAIT_S = 600.0
 
 
 def tune_ours(folder: Path, seed: int, trials_per_task: int, threads: int) -> None:
     """Tune the three convolutions; the fastest program of each goes to ``folder``, by layer."""
     log = SearchLog(folder)
     config = TuneConfig(min_trials_per_task=trials_per_task)  # each gets as many as stock gives it
-    device = open_device(
-        TargetConfig(name=TARGET, threads=threads), MeasureConfig(), folder / "locks", folder
-    )
-    cores = device.cores
-    assert cores is not None
-    builder = Builder(device.tvm_target, device.build_processes, cores, folder / "locks")
-    try:
-        target = target_of(device.tvm_target)
-        relax = three_layers(target)
-        table = build_table(relax, target)
+    noted: list[_NotedBuilds] = []
+
+    def noting(builder: Builder) -> _NotedBuilds:
+        noted.append(_NotedBuilds(builder, log))
+        return noted[0]
+
+    programs = _NotedPrograms(noted, log)
+    with workbench(
+        programs, folder, config, MeasureConfig(), threads=threads, seed=seed, noting=noting
+    ) as bench:
+        relax = three_layers(bench.target)
+        table = build_table(relax, bench.target)
         bundle = Bundle(relax, table.network, table.workloads)
-        space = ScheduleSpace(target)
-        builds = _NotedBuilds(builder, log)
-        programs = _NotedPrograms(builds, log)
-        trials = Trials(builds, device.gauge, space, programs, config, folder)
-        tuner = Tuner(
-            None,  # type: ignore[arg-type]  # the network is handed over imported
-            space,
-            trials,
-            device.gauge,
-            programs,
-            config,
-            seed,
-            lambda: cores.working(_CORES_WAIT_S),
-        )
         work = TuneWork(
             target=TARGET, network=None, trials_per_task=trials_per_task, modules=LAYERS
         )
-        tuned = tuner.tune_bundle(work, bundle)
+        tuned = bench.tuner.tune_bundle(work, bundle)
         log.note("end")
         traces = {program.program_id: program.trace for program in programs.all_programs()}
         found = {
@@ -69,10 +52,6 @@ def tune_ours(folder: Path, seed: int, trials_per_task: int, threads: int) -> No
             for module in bundle.table.modules(entry.task_id)
         }
         (folder / PROGRAMS).write_text(json.dumps(found))
-        trials.close()
-    finally:
-        builder.close()
-        device.close()
 
 
 class _NotedBuilds:
@@ -95,7 +74,7 @@ class _NotedBuilds:
 class _NotedPrograms(MemoryLedger):
     """The programs; each that was built is noted when its measurement, or its failure, comes in."""
 
-    def __init__(self, builds: _NotedBuilds, log: SearchLog) -> None:
+    def __init__(self, builds: list[_NotedBuilds], log: SearchLog) -> None:
         super().__init__()
         self._builds = builds
         self._log = log
@@ -105,7 +84,7 @@ class _NotedPrograms(MemoryLedger):
         for program in programs:
             if program.measurement is not None:
                 self._log.note("measured")
-            elif program.error not in self._builds.errors:
+            elif not any(program.error in builds.errors for builds in self._builds):
                 self._log.note("other", program.error)
 
     def all_programs(self) -> list[Program]:

@@ -223,8 +223,8 @@ class RecordStore:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def _row(self, program: Program) -> tuple[object, ...]:
-        # Where in its run a program was measured says nothing to other runs.
-        bare = program.model_copy(update={"batch": "", "position": 0})
+        # Where in its run a program was measured, and inside which network, says nothing to others.
+        bare = program.model_copy(update={"batch": "", "position": 0, "inside_ms": None})
         text = bare.model_dump_json()
         verdict = program.max_abs_error is not None or program.is_condemned
         key = (program.task_id, program.device_model, self._conditions, program.program_id)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,12 @@ class Libraries:
     triple: Path
 
 
-def program(path: Path, more: float) -> Library:
-    a, b = (te.placeholder((SIZE,), name=name) for name in "ab")
+def program(path: Path, more: float, size: int = SIZE) -> Library:
+    a, b = (te.placeholder((size,), name=name) for name in "ab")
     function = te.create_prim_func(
-        [a, b, te.compute((SIZE,), lambda i: a[i] + b[i] + more, name="c")]
+        [a, b, te.compute((size,), lambda i: a[i] + b[i] + more, name="c")]
     )
-    return exported(path, function, 3)
+    return exported(path, function, 3, size)
 
 
 def external(path: Path, name: str, argument: int) -> Library:
@@ -64,10 +64,10 @@ def external(path: Path, name: str, argument: int) -> Library:
     return exported(path, te.create_prim_func([a, c]), 2)
 
 
-def exported(path: Path, function: tvm.tirx.PrimFunc, arguments: int) -> Library:
+def exported(path: Path, function: tvm.tirx.PrimFunc, arguments: int, size: int = SIZE) -> Library:
     built = tvm.compile(function.with_attr("global_symbol", "main"), target=Target(LLVM))
     built.export_library(str(path))
-    return Library(path, (("float32", (SIZE,)),) * arguments)
+    return Library(path, (("float32", (size,)),) * arguments)
 
 
 def network(path: Path, factor: float) -> Path:
@@ -174,6 +174,16 @@ def test_a_measurement_says_where_it_is_from(gauge: Gauge, kind: str, libraries:
     assert all(0 < milliseconds < 10 for milliseconds in found.run_ms)
     assert found.device_kind == kind
     assert found.device != "" and found.threads >= 1 and found.measured_at > 1.6e9
+
+
+def test_a_program_may_be_timed_with_its_weights_out_of_the_caches(
+    device: Device, tmp_path: Path
+) -> None:
+    library = program(tmp_path / "large_add.so", 0.0, 1 << 17)
+    warm = device.gauge.measure("warm", library)
+    cold = device.gauge.measure("cold", replace(library, is_timed_cold=True))
+    assert len(cold.run_ms) > len(warm.run_ms), "single calls scatter more"
+    assert cold.latency_ms > warm.latency_ms
 
 
 @pytest.mark.parametrize("name", ["crash", "hang"])

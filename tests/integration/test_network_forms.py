@@ -101,6 +101,7 @@ def test_what_follows_a_convolution_is_fused_into_its_transform_back() -> None:
         (Shape(1, 32, 32, 3, 64), None),  # three channels are not worth transforming
         (Shape(1, 8, 8, 256, 256), 2),  # larger tiles have more weights to move
         (Shape(1, 4, 4, 512, 512), None),
+        (Shape(1, 16, 16, 32, 32), None),  # a call more costs as much as it saves
     ],
 )
 def test_tiles_are_used_where_what_they_save_outweighs_what_they_move(

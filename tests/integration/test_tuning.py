@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -100,6 +101,23 @@ def test_budgets_are_exact_and_the_fastest_is_checked(
     assert tuned.latency(task_of(tuned, "fc")).program_id is None
     assert tuned.device_s > 0 and tuned.device_model == table.all_programs()[0].device_model
     assert all(program.batch.startswith(f"{work.key}/") for program in table.all_programs())
+
+
+def test_a_task_begins_with_what_its_siblings_found(worker: TuningWorker, table: Table) -> None:
+    restarted(worker).tune(tune_work(3))
+    bundle = worker._tuner._bundles.dense
+    tiles: dict[str, set[object]] = {task_id: set() for task_id in bundle.task_ids}
+    for program in table.all_programs():
+        tiles[program.task_id].add((program.channel_tiles, program.reduction_tiles))
+    alike = [
+        (one, other)
+        for one, other in itertools.combinations(bundle.task_ids, 2)
+        if bundle.workloads[one].axes == bundle.workloads[other].axes
+        and bundle.workloads[one].task.kind == "conv2d"
+    ]
+    assert alike, "a convolution with a residual behind it and one without"
+    for one, other in alike:
+        assert tiles[one] & tiles[other]
 
 
 def test_the_same_work_again_measures_nothing_and_a_larger_one_the_difference(

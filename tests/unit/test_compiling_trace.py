@@ -17,6 +17,7 @@ from workers.compiling.trace import (
     search_part,
     tiles_of,
     transplants,
+    with_decisions_of,
     with_factors,
 )
 
@@ -43,6 +44,25 @@ def trace(tiles: dict[int, list[int]] | None = None, max_innermost: int = 64) ->
         ["SampleCategorical", [], [[0, 1], [0.5, 0.5]], ["v13"]],
     ]
     return json.dumps([instructions, [[index, value] for index, value in decisions.items()]])
+
+
+def test_a_trace_takes_the_decisions_of_another_of_its_structure() -> None:
+    own = json.loads(trace())
+    own[0].insert(5, ["GetSBlock", [], ["sum", "main"], ["b9"]])  # something else fused behind
+    own[1] = [[index + (index >= 5), value] for index, value in own[1]]
+    given = trace({3: [2, 3, 1, 16]})
+    found = with_decisions_of(json.dumps(own), given)
+    assert found is not None
+    instructions, decisions = json.loads(found)
+    assert instructions == own[0][: own[0].index(["EnterPostproc", [], [], []])]
+    assert factors(found) == factors(given) != factors(trace())
+    assert decisions[-1] == [9, 5], "post-processing decides for itself"
+
+
+def test_decisions_mean_nothing_to_another_structure() -> None:
+    other = json.loads(trace())
+    other[0][4] = ["SampleCategorical", [], [[1, 2], [0.5, 0.5]], ["v8"]]
+    assert with_decisions_of(trace(), json.dumps(other)) is None
 
 
 def factors(text: str) -> dict[int, tuple[int, ...]]:

@@ -48,6 +48,24 @@ def wait_until_gone(pid: int, seconds: float = 10.0) -> bool:
     return False
 
 
+def test_it_may_be_started_ahead_and_is_not_waited_for(process: WarmProcess) -> None:
+    process.prepare()
+    pid = process.pid
+    assert pid is not None
+    process.prepare()
+    assert process.call("echo", {"a": 1}, timeout_s=10) == {"a": 1}
+    assert process.pid == pid == process.start()
+
+
+def test_one_that_dies_before_its_first_call_is_started_again(process: WarmProcess) -> None:
+    process.prepare()
+    pid = process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until_gone(pid)
+    assert process.call("echo", {"a": 1}, timeout_s=10) == {"a": 1}
+
+
 def test_answers_and_stays_warm(process: WarmProcess) -> None:
     assert process.pid is None
     first = process.call("echo", {"a": [1, "x"]}, timeout_s=10)

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tvm import IRModule, te
+from tvm.s_tir import Schedule
 
 from device_agents.local import DeviceLost
 from orchestrator.store.memory import MemoryLedger
 from schemas.config import TuneConfig
 from schemas.table import Measurement, Program
-from workers.compiling.builder import Library
+from workers.compiling.builder import BuildJob, Library
 from workers.measuring.gauge import Answers, ProgramFailed, Question
 from workers.tuning.stored import as_proposed
 from workers.tuning.trials import Trial, Trials
@@ -64,6 +66,13 @@ def trial(name: str, position: int) -> Trial:
     return Trial(name, "[[],[]]", None, "search", position=position)  # type: ignore[arg-type]
 
 
+def trial_of_a_module() -> Trial:
+    data = te.placeholder((1,), name="data")
+    copied = te.compute((1,), lambda i: data[i], name="copied")
+    schedule = Schedule(IRModule({"main": te.create_prim_func([data, copied])}))
+    return Trial("a", "[[],[]]", schedule, "search")
+
+
 def measure(
     gauge: Gauge, table: MemoryLedger, names: str, folder: Path, **more: Any
 ) -> list[Program]:
@@ -101,6 +110,32 @@ def test_programs_come_back_as_proposed_whoever_answers_first(
     assert [program.position for program in found] == [0, 1, 2, 3]
     assert [program.error for program in found] == ["", "no room", "", ""]
     assert not list(tmp_path.glob("*.so"))
+
+
+def test_what_is_timed_cold_is_another_device_model_to_the_table(
+    table: MemoryLedger, tmp_path: Path
+) -> None:
+    class Builder:
+        def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
+            return [Library(job.path) for job in jobs]
+
+    for cold in (False, True):
+        trials = Trials(
+            Builder(),
+            Gauge(order=[0]),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            table,
+            TuneConfig(),
+            tmp_path,
+            lambda cold=cold: cold,  # type: ignore[misc]
+        )
+        (library,) = trials.build([trial_of_a_module()]).result()
+        assert library.is_timed_cold == cold
+        library.path.touch()
+        trials.measure(WORKLOAD, [trial("a", 0)], [library], "batch")
+        assert trials.measured_as == ("model, cold" if cold else "model")
+        (program,) = table.programs(["task"], trials.measured_as)
+        assert program.device_model == trials.measured_as
 
 
 def test_batches_stay_in_the_order_in_which_they_were_begun() -> None:

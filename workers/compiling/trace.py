@@ -82,6 +82,27 @@ def with_factors(text: str, changes: dict[int, tuple[int, ...]]) -> str:
     return json.dumps([instructions, changed], separators=(",", ":"))
 
 
+def with_decisions_of(text: str, other: str) -> str | None:
+    """The trace's search part with another's decisions, one sampling instruction for another.
+
+    None where the two do not sample the same kinds in the same order: for another structure the
+    decisions mean nothing.
+    """
+    instructions, _ = json.loads(search_part(text))
+    own = _sampled(text)
+    given = _sampled(other)
+    if [kind for _, kind, _ in own] != [kind for _, kind, _ in given]:
+        return None
+    decisions = [[index, value] for (index, _, _), (_, _, value) in zip(own, given, strict=True)]
+    return json.dumps([instructions, decisions], separators=(",", ":"))
+
+
+def _sampled(text: str) -> list[tuple[int, str, Any]]:
+    """Index, kind and decision of the search part's sampling instructions."""
+    instructions, decisions = json.loads(search_part(text))
+    return [(index, instructions[index][0], value) for index, value in sorted(decisions)]
+
+
 def transplants(
     text: str, block: str, extents: tuple[int, ...], spatial: frozenset[int], limit: int
 ) -> list[str]:

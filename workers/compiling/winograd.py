@@ -35,6 +35,9 @@ _TILES = (2, 4)
 _KERNEL = 3
 _OPERATIONS_PER_BYTE = 8
 """What a processor computes while it fetches a byte: 200 GFLOP/s against 25 GB/s here."""
+_OPERATIONS_PER_CALL = 6e5
+"""What it computes in the 3 microseconds that one more call costs."""
+_WORTH_IT = 0.8
 _OPAQUE, _FUSES_WHAT_FOLLOWS = 8, 4  # relax's OpPatternKind
 
 
@@ -56,18 +59,19 @@ class Shape:
 def tile_edge(shape: Shape) -> int | None:
     """The edge of the output tiles that is expected to be fastest; None for the direct form.
 
-    Counted are operations, and bytes at what a processor computes meanwhile: larger tiles multiply
-    less, and have more weights and more intermediate data to move.
+    Counted are operations, and bytes and calls at what a processor computes meanwhile: larger tiles
+    multiply less, and have more weights and more intermediate data to move. What tiles save has to
+    be worth it, since pruning makes the transforms' share larger.
     """
     pixels = shape.batch * shape.height * shape.width
     channels = shape.channels_in * shape.channels_out
-    costs: dict[int | None, float] = {
-        None: 2.0 * 9 * pixels * channels + _OPERATIONS_PER_BYTE * 4 * 9 * channels
-    }
+    direct = 2.0 * 9 * pixels * channels + _OPERATIONS_PER_BYTE * 4 * 9 * channels
+    costs: dict[int | None, float] = {None: _WORTH_IT * direct}
     for edge in _TILES:
         points, tiles = (edge + _KERNEL - 1) ** 2, shape.tiles(edge)
         moved = points * (2 * tiles * (shape.channels_in + shape.channels_out) + channels)
-        costs[edge] = 2.0 * points * tiles * channels + _OPERATIONS_PER_BYTE * 4 * moved
+        computed = 2.0 * points * tiles * channels + 2 * _OPERATIONS_PER_CALL
+        costs[edge] = computed + _OPERATIONS_PER_BYTE * 4 * moved
     return min(costs, key=lambda form: costs[form])
 
 

@@ -11,11 +11,13 @@ from tvm.ir import save_json
 from schemas.base import content_key
 from schemas.config import RunConfig
 from schemas.network import Trained
+from schemas.table import NetworkTable
 from schemas.work import Compared, CompareWork, Tuned
 from workers.compiling.builder import Builder
 from workers.errors import UserError
 from workers.measuring.gauge import Attribution, Gauge, ProgramFailed
 from workers.tuning.bundle import Bundles
+from workers.tuning.finalists import TURNS, LineUp, inside_latencies, line_ups
 from workers.tuning.stored import fastest
 from workers.tuning.tuner import Tuner
 
@@ -51,13 +53,13 @@ class NetworkLibraries:
         bundle = self._bundles.of_structure(trained.structure, fraction)
         self._tuner.check_fastest(bundle)
         stored = self._tuner.stored(bundle)
-        programs = []
-        identities = []
-        for task_id in bundle.task_ids:
-            best = fastest(stored[task_id])
-            if best is not None:
-                programs.append((self._bundles.text(bundle.workloads[task_id]), best.trace))
-                identities.append(best.program_id)
+        best = {task_id: fastest(stored[task_id]) for task_id in bundle.task_ids}
+        line_up = {task_id: program for task_id, program in best.items() if program is not None}
+        return self._built(trained, fraction, line_up)
+
+    def _built(self, trained: Trained, fraction: float | None, line_up: LineUp) -> tuple[Path, str]:
+        bundle = self._bundles.of_structure(trained.structure, fraction)
+        identities = [program.program_id for program in line_up.values()]
         key = content_key(trained.weights, trained.structure, fraction, identities)
         path = self._scratch / f"network-{key[:24]}.so"
         if path.exists():
@@ -67,7 +69,10 @@ class NetworkLibraries:
         partial = path.with_name(f"building-{path.name}")
         library = self._builder.build_network(
             str(save_json(bundle.relax.module)),
-            programs,
+            [
+                (self._bundles.text(bundle.workloads[task_id]), program.trace)
+                for task_id, program in line_up.items()
+            ],
             needed,
             partial,
             self._config.tune.model_build_timeout_s,
@@ -84,18 +89,44 @@ class NetworkLibraries:
     def attributed(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
         """``tuned`` with what each task's call takes inside the compiled network.
 
+        Before that each task's finalists are watched inside it, and the fastest there are chosen.
         As it is, where the device cannot watch a network. ``occasion`` tells one question to the
         device from another about the same network. Raises ``UserError`` as ``build``, and
         ``ProgramFailed``.
         """
-        path, key = self.build(trained)
-        shape = trained.info.input_shape
-        found = self._gauge.attribute(f"attribute:{occasion}:{key}", path, shape)
+        bundle = self._bundles.of_structure(trained.structure)
+        count = self._config.tune.finalists
+        self._tuner.check_fastest(bundle, count)
+        ups = line_ups(self._tuner.stored(bundle), count)
+        functions = [site.function for site in bundle.relax.sites]
+        if len(ups) > 1:
+            watched: list[list[dict[str, float]]] = []
+            for turn in range(TURNS):
+                watched.append([])
+                for line_up in ups:
+                    found = self._watched(trained, line_up, f"{occasion}:{turn}")
+                    if found is None:
+                        self._gauge.release()
+                        return tuned
+                    watched[-1].append(task_times(tuned.table, functions, found))
+            self._tuner.record_inside(bundle, inside_latencies(ups, watched))
+            tuned = self._tuner.summary(
+                bundle,
+                measured=tuned.measured_programs,
+                failed=tuned.failed_programs,
+                device_s=tuned.device_s,
+                wall_s=tuned.wall_s,
+            )
+        stored = self._tuner.stored(bundle)
+        best = {task_id: fastest(stored[task_id]) for task_id in bundle.task_ids}
+        chosen = {task_id: program for task_id, program in best.items() if program is not None}
+        found = self._watched(trained, chosen, occasion)
         self._gauge.release()
-        if found is None:
-            return tuned
-        sites = self._bundles.of_structure(trained.structure).relax.sites
-        return in_model(tuned, [site.function for site in sites], found)
+        return tuned if found is None else in_model(tuned, functions, found)
+
+    def _watched(self, trained: Trained, line_up: LineUp, occasion: str) -> Attribution | None:
+        path, key = self._built(trained, None, line_up)
+        return self._gauge.attribute(f"attribute:{occasion}:{key}", path, trained.info.input_shape)
 
     def compare(self, work: CompareWork) -> Compared:
         """Measure two networks, paired and interleaved. Raises ``ProgramFailed``."""
@@ -121,19 +152,25 @@ def in_model(tuned: Tuned, functions: Sequence[str], found: Attribution) -> Tune
     rearrange weights are gone from the compiled network: they cost nothing.
     """
     kinds = {task.task_id: task.kind for task in tuned.table.tasks}
-    tasks = {
-        name: subgraph.task_id
-        for name, subgraph in zip(functions, tuned.table.subgraphs, strict=True)
-    }
-    times: dict[str, list[float]] = {}
-    for name, latency_ms in found.calls:
-        task_id = tasks.get(name.removesuffix(_PACKED))
-        if task_id is not None:
-            times.setdefault(task_id, []).append(latency_ms)
-    means = {task_id: statistics.fmean(own) for task_id, own in times.items()}
+    means = task_times(tuned.table, functions, found)
     gone = {task_id: 0.0 for task_id, kind in kinds.items() if kind == "other"}
     latencies = [
         entry.model_copy(update={"in_model_ms": {**gone, **means}.get(entry.task_id)})
         for entry in tuned.latencies
     ]
     return tuned.model_copy(update={"latencies": tuple(latencies), "model_ms": found.model_ms})
+
+
+def task_times(
+    table: NetworkTable, functions: Sequence[str], found: Attribution
+) -> dict[str, float]:
+    """The mean latency of each task's calls in ms; ``functions`` as for ``in_model``."""
+    tasks = {
+        name: subgraph.task_id for name, subgraph in zip(functions, table.subgraphs, strict=True)
+    }
+    times: dict[str, list[float]] = {}
+    for name, latency_ms in found.calls:
+        task_id = tasks.get(name.removesuffix(_PACKED))
+        if task_id is not None:
+            times.setdefault(task_id, []).append(latency_ms)
+    return {task_id: statistics.fmean(own) for task_id, own in times.items()}

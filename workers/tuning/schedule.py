@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _BACKWARD_SHARE = 0.2
-_CONVERGED_ROUNDS = 2
+_CONVERGED_ROUNDS = 3
 _CONVERGED_GAIN = 0.01
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from tvm.target import Target
 from schemas.table import Program
 from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.spaces import space_generator
+from workers.compiling.trace import with_decisions_of
 
 _LOGGER = logging.getLogger("cprune.tvm")
 _LOGGER.addHandler(logging.NullHandler())
@@ -52,10 +54,13 @@ class Search:
         count: int,
         seed: int,
         cost_model: ms.CostModel,
+        siblings: Sequence[str] = (),
     ) -> list[Proposal]:
         """At most ``count`` programs of the task that are not in ``measured``.
 
-        Fewer, or none, when the design space holds no more.
+        First those with the decisions of ``siblings``: the fastest traces of tasks that do the same
+        work with something else fused behind it. Fewer, or none, when the design space holds no
+        more.
         """
         usable = [program for program in measured if program.measurement is not None]
         database = ms.database.MemoryDatabase()
@@ -72,10 +77,11 @@ class Search:
         np.random.seed(seed)  # an untrained XGBModel predicts from numpy's global generator
         context = self.context(task_id, module, seed)
         wanted = count + len(usable)
+        design_spaces = context.generate_design_space()
         context.pre_tuning(
             max_trials=wanted,
             num_trials_per_iter=wanted,
-            design_spaces=context.generate_design_space(),
+            design_spaces=design_spaces,
             database=database,
             cost_model=cost_model,
         )
@@ -83,13 +89,26 @@ class Search:
         context.post_tuning()
         known = {program.program_id for program in measured}
         proposals: list[Proposal] = []
-        for candidate in candidates:
-            trace = trace_text(candidate.sch)
+        adapted = self._adapted(module, design_spaces, siblings)
+        for schedule in [*adapted, *(candidate.sch for candidate in candidates)]:
+            trace = trace_text(schedule)
             identity = program_id(task_id, trace)
             if identity not in known:
                 known.add(identity)
-                proposals.append(Proposal(identity, trace, candidate.sch))
+                proposals.append(Proposal(identity, trace, schedule))
         return proposals[:count]
+
+    def _adapted(
+        self, module: IRModule, design_spaces: Sequence[Schedule], siblings: Sequence[str]
+    ) -> list[Schedule]:
+        """The task's own structures with the decisions of its siblings, where they apply."""
+        texts = [
+            with_decisions_of(trace_text(own), sibling)
+            for sibling in siblings
+            for own in design_spaces
+        ]
+        found = (self._space.process(module, text) for text in texts if text is not None)
+        return [schedule for schedule in found if schedule is not None]
 
     def context(self, task_id: str, module: IRModule, seed: int) -> ms.TuneContext:
         """A fresh tuning context of the task; one search thread, so that it is reproducible."""

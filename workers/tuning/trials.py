@@ -28,6 +28,7 @@ from workers.measuring.gauge import Answer, Gauge, ProgramFailed, Question
 from workers.protocols import ProgramTable
 
 _TOLERANCE = 1e-3
+_MORE_TIME = 6
 
 _Answers = Generator[tuple[int, Answer, float | None], None, None]
 """Index of a trial, its answer, and the latency of the program it was measured beside, in ms."""
@@ -173,19 +174,19 @@ class Trials:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _built_wholes(self, texts: Sequence[str]) -> list[Library]:
-        """Libraries for comparing; one that did not build is built once more.
+        """Libraries for comparing; one that did not build is built once more, with more time.
 
-        The builder may have been replaced, which says nothing of the program.
+        The builder may have been replaced, or the machine busy, which says nothing of the program.
         """
 
-        def build(texts: Sequence[str]) -> list[Library]:
+        def build(texts: Sequence[str], timeout_s: float) -> list[Library]:
             jobs = [BuildJob(text, self._new_path("whole"), "whole") for text in texts]
-            timeout_s = self._config.build_timeout_s
             return self._thread.submit(self._builder.build, jobs, timeout_s).result()
 
-        libraries = build(texts)
+        timeout_s = self._config.build_timeout_s
+        libraries = build(texts, timeout_s)
         failed = [position for position, library in enumerate(libraries) if library.error]
-        again = build([texts[position] for position in failed])
+        again = build([texts[position] for position in failed], _MORE_TIME * timeout_s)
         for position, library in zip(failed, again, strict=True):
             libraries[position] = library
         return libraries

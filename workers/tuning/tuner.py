@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from workers.protocols import ProgramTable
 from workers.tuning.budget import Budget
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.cost_model import RecordModel
+from workers.tuning.finalists import finalists
 from workers.tuning.schedule import Schedule, TaskProgress
 from workers.tuning.search import Search
 from workers.tuning.stored import as_proposed, fastest, task_latency
@@ -170,7 +171,13 @@ class Tuner:
         with self._working():
             model = self._fitted(bundle, known)
             proposals = self._search.propose(
-                task_id, workload.module, known[task_id], count, seed, model
+                task_id,
+                workload.module,
+                known[task_id],
+                count,
+                seed,
+                model,
+                _siblings(bundle, task_id, known),
             )
         if not proposals:
             return None
@@ -207,15 +214,22 @@ class Tuner:
             records[task_id] = {p.program_id: p.latency_ms for p in programs}
         return self._model.fitted(records, self._seed)
 
-    def check_fastest(self, bundle: Bundle) -> None:
-        """Compare each task's fastest program with the untuned one, until it is a right one."""
+    def check_fastest(self, bundle: Bundle, count: int = 1) -> None:
+        """Compare each task's fastest program with the untuned one, until it is a right one.
+
+        ``count``: also the finalists, so many for each task.
+        """
         stored = self.stored(bundle)
         while True:
-            best = {task_id: fastest(programs) for task_id, programs in stored.items()}
+            best = {
+                task_id: [fastest(programs), *(finalists(programs, count) if count > 1 else ())]
+                for task_id, programs in stored.items()
+            }
             suspects = [
                 (bundle.workloads[task_id], program)
-                for task_id, program in best.items()
-                if program is not None and program.max_abs_error is None
+                for task_id, programs in best.items()
+                for program in {p.program_id: p for p in programs if p is not None}.values()
+                if program.max_abs_error is None
             ]
             if not suspects:
                 break
@@ -226,6 +240,15 @@ class Tuner:
                 ]
         self._gauge.release()
 
+    def record_inside(self, bundle: Bundle, inside_ms: Mapping[tuple[str, str], float]) -> None:
+        """Store what calls take inside the network: by task and program."""
+        for task_id, programs in self.stored(bundle).items():
+            for program in programs:
+                latency_ms = inside_ms.get((task_id, program.program_id))
+                if latency_ms is not None:
+                    update = {"inside_ms": latency_ms}
+                    self._table.record_check(program.model_copy(update=update))
+
     def _measure_untuned(self, workload: Workload, done: dict[str, Program], prefix: str) -> None:
         """A task none of whose programs ran is measured as the compiler leaves it."""
         identity = program_id(workload.task.task_id, _UNTUNED)
@@ -235,6 +258,17 @@ class Tuner:
         trial = Trial(identity, _UNTUNED, schedule, "search")
         libraries = self._trials.build([trial]).result()
         self._trials.measure(workload, [trial], libraries, f"{prefix}untuned")
+
+
+def _siblings(bundle: Bundle, task_id: str, known: dict[str, list[Program]]) -> list[str]:
+    """The fastest traces of tasks whose loops are the same, whatever is fused behind them."""
+    own = bundle.workloads[task_id].axes
+    if own.block is None:
+        return []
+    others = [other for other in bundle.task_ids if other != task_id]
+    alike = [other for other in others if bundle.workloads[other].axes == own]
+    best = [fastest(known[other]) for other in alike]
+    return [program.trace for program in best if program is not None]
 
 
 def _split(

@@ -7,13 +7,16 @@ as the run lasts, and turns units of work into outcomes.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from schemas.config import TargetConfig
 from schemas.work import CompareWork, ExportWork, Outcome, ScreenWork, TuneWork, Work
 from workers.artifacts import ArtifactStore
-from workers.compiling.builder import Builder
+from workers.compiling.builder import Builder, ProgramBuilder
+from workers.compiling.fan_out import DistantBuilders, FanOut
 from workers.compiling.programs import ScheduleSpace
 from workers.context import RunContext
 from workers.export.deployment import Exporter
@@ -34,9 +37,16 @@ _CORES_WAIT_S = 600.0
 class TuningWorker:
     """Tunes, screens, compares and exports networks for one target."""
 
-    def __init__(self, context: RunContext, target_name: str, table: ProgramTable) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        target_name: str,
+        table: ProgramTable,
+        distant: Callable[[dict[str, Any]], DistantBuilders] | None = None,
+    ) -> None:
         """Starts the device (for a local one) and the warm processes.
 
+        ``distant`` gives the builders on other machines for a target, where there may be some.
         Raises ``UserError`` for a target this machine cannot meet, ``DeviceLost`` when the device
         does not come up.
         """
@@ -60,7 +70,8 @@ class TuningWorker:
         networks = Networks(config, ArtifactStore(context.artifacts))
         bundles = Bundles(networks, compiled_for)
         gauge = self._device.gauge
-        programs = UnbuiltPrograms(self._builder) if target.device == "replay" else self._builder
+        self._distant = None if distant is None else distant(self._device.tvm_target)
+        programs = self._programs(target)
         cache_bytes = self._device.cache_bytes
         self._trials = Trials(
             programs,
@@ -102,9 +113,18 @@ class TuningWorker:
     def close(self) -> None:
         """End the warm processes and a local device; remove the scratch folder."""
         self._trials.close()
+        if self._distant is not None:
+            self._distant.close()
         self._builder.close()
         self._device.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _programs(self, target: TargetConfig) -> ProgramBuilder:
+        if target.device == "replay":
+            return UnbuiltPrograms(self._builder)
+        if self._distant is None:
+            return self._builder
+        return FanOut(self._builder, self._device.build_processes, self._distant)
 
     def _working(self) -> AbstractContextManager[None]:
         return self._cores.working(_CORES_WAIT_S) if self._cores else nullcontext()

@@ -1,0 +1,128 @@
+"""Builders on the other machines of a Ray cluster: one actor on each, as long as a run lasts.
+
+They take none of Ray's CPUs, so that trainings are scheduled as without them; on a machine whose
+cores are all in use a build takes longer, no more.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from workers.compiling.builder import Builder, BuildJob
+from workers.compiling.fan_out import BuilderLost, Built
+
+_START_S = 120.0
+_GRACE_S = 60.0
+
+
+class BuilderActor:
+    """A ``Builder`` on the machine that Ray put it on."""
+
+    def __init__(self, target: dict[str, Any], parallel: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="cprune-builds-"))
+        self._builder = Builder(target, parallel, None, self._folder)
+        self._serial = 0
+
+    def machine(self) -> str:
+        """The processor architecture: a library is linked for the machine that builds it."""
+        return platform.machine()
+
+    def build(self, jobs: list[tuple[str, str]], timeout_s: float) -> list[Built]:
+        """Build modules (JSON text, form)."""
+        named = []
+        for module, form in jobs:
+            self._serial += 1
+            path = self._folder / f"program-{self._serial}.so"
+            named.append(BuildJob(module, path, form))  # type: ignore[arg-type]
+        found = []
+        for library in self._builder.build(named, timeout_s):
+            data = b"" if library.error else library.path.read_bytes()
+            library.path.unlink(missing_ok=True)
+            found.append(Built(data, library.arguments, library.seconds, library.error))
+        return found
+
+    def close(self) -> None:
+        """End the builder's process and remove its folder."""
+        self._builder.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@dataclass
+class _RayBuilder:
+    """A ``DistantBuilder`` in Ray."""
+
+    actor: Any
+    parallel: int
+    is_lost: bool = False
+
+    def build(self, jobs: Sequence[BuildJob], timeout_s: float) -> list[Built]:
+        texts = [(job.module, job.form) for job in jobs]
+        limit_s = _START_S + _GRACE_S + (timeout_s + 1) * len(jobs)
+        try:
+            built: list[Built] = ray.get(self.actor.build.remote(texts, timeout_s), timeout=limit_s)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            self.is_lost = True
+            raise BuilderLost(str(error)) from error
+        return built
+
+
+class RayBuilders:
+    """The builders of a cluster's other machines, for one target."""
+
+    def __init__(self, target: dict[str, Any]) -> None:
+        self._target = target
+        self._here = ray.get_runtime_context().get_node_id()
+        self._known: dict[str, _RayBuilder | None] = {}
+        """By machine; None for one that cannot build for this one."""
+
+    def __call__(self) -> list[_RayBuilder]:
+        """Those of the machines that are there now; machines that are new get one."""
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for name in [name for name in self._known if name not in nodes]:
+            del self._known[name]
+        for name, node in nodes.items():
+            known = self._known.get(name)
+            if name != self._here and (name not in self._known or (known and known.is_lost)):
+                self._known[name] = self._started(name, int(node["Resources"].get("CPU", 0)))
+        return [builder for builder in self._known.values() if builder is not None]
+
+    def close(self) -> None:
+        """End all of them."""
+        builders = [builder for builder in self._known.values() if builder is not None]
+        self._known.clear()
+        closing = [builder.actor.close.remote() for builder in builders]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_GRACE_S)
+        for builder in builders:
+            ray.kill(builder.actor)
+
+    def _started(self, node: str, cpus: int) -> _RayBuilder | None:
+        if cpus < 1:
+            return None
+        cluster: Any = ray
+        actor = (
+            cluster.remote(BuilderActor)
+            .options(
+                num_cpus=0,
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote(self._target, cpus)
+        )
+        try:
+            machine = ray.get(actor.machine.remote(), timeout=_START_S)
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
+        if machine != platform.machine():
+            ray.kill(actor)
+            return None
+        return _RayBuilder(actor, cpus)
