@@ -276,7 +276,9 @@ class TargetConfig(Section):
         "agents registered. replay: answers from a recording, labelled so in every result.",
     )
     tvm_target: dict[str, JsonValue] | Literal["host"] = Field(
-        default="host", description="A TVM target as a dictionary, or host for this machine's CPU."
+        default="host",
+        description="A TVM target as a dictionary, or host for this machine's CPU. {kind: cuda} is "
+        "this machine's GPU.",
     )
     threads: int = Field(
         default=0, ge=0, description="Threads of the device; 0 means all its cores."

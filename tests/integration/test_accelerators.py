@@ -14,10 +14,13 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from device_agents.host_facts import gpu_model, runs_on
+from schemas.config import MeasureConfig, TargetConfig
 from workers.compiling.build import build_network, build_program, build_whole
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import build_table
+from workers.errors import UserError
+from workers.measuring import setup
 from workers.measuring.setup import complete_target
 from workers.pruning.fold import exported_program
 from workers.tuning.search import Proposal, Search
@@ -49,6 +52,7 @@ def builds(proposal: Proposal, target: Target, path: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 def test_programs_and_networks_are_built_with_code_for_the_device(
     kind: str, tmp_path: Path
@@ -83,6 +87,25 @@ def test_a_target_says_what_it_runs_on_and_gets_its_limits() -> None:
     assert complete_target(given)["max_threads_per_block"] == 512
     assert complete_target(given)["max_shared_memory_per_block"] > 0
     assert complete_target(HOST) == HOST
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"tvm_target": {"kind": "cuda"}}, "nvidia-smi finds none"),
+        ({"tvm_target": {"kind": "opencl"}}, "run no opencl on this machine"),
+        (
+            {"tvm_target": {"kind": "opencl"}, "device": "tracker", "tracker_port": 9190},
+            "has to name its CPU",
+        ),
+    ],
+)
+def test_an_accelerator_that_cannot_be_reached_is_refused_at_once(
+    changes: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "gpu_model", lambda: None)
+    with pytest.raises(UserError, match=complaint):
+        setup.open_device(TargetConfig(**changes), MeasureConfig(), tmp_path, tmp_path)
 
 
 @pytest.mark.skipif(gpu_model() is None, reason="this machine has no NVIDIA GPU")

@@ -113,7 +113,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     import tvm
 
     session = _state["session"]
-    module, device = session.load(Path(request["path"])), session.cpu()
+    module, device = session.load(Path(request["path"])), session.place("cpu")
     size = int(request["size"])
     a, b, c = (
         tvm.runtime.tensor(numpy.full(size, value, "float32"), device) for value in (1, 2, 0)
@@ -129,7 +129,7 @@ def _run_model(request: dict[str, Any]) -> dict[str, Any]:
     from tvm.runtime.vm import VirtualMachine
 
     session = _state["session"]
-    device = session.cpu()
+    device = session.place("cpu")
     machine = VirtualMachine(session.load(Path(request["path"])), device)
     x = tvm.runtime.tensor(numpy.full((4, 8), 1.5, "float32"), device)
     total = float(machine["main"](x).numpy().sum())
@@ -142,7 +142,7 @@ def _random_fill(_: dict[str, Any]) -> dict[str, Any]:
     import tvm
 
     session = _state["session"]
-    x = tvm.runtime.tensor(numpy.zeros(1000, "float32"), session.cpu())
+    x = tvm.runtime.tensor(numpy.zeros(1000, "float32"), session.place("cpu"))
     session.rpc.get_function("tvm.contrib.random.random_fill_for_measure")(x)
     return {"distinct": len(set(x.numpy().tolist()))}
 

@@ -37,7 +37,7 @@ _OPERATIONS_PER_BYTE = 8
 """What a processor computes while it fetches a byte: 200 GFLOP/s against 25 GB/s here."""
 _OPERATIONS_PER_CALL = 6e5
 """What it computes in the 3 microseconds that one more call costs."""
-_WORTH_IT = 0.8
+_WORTH_IT = 0.85
 _OPAQUE, _FUSES_WHAT_FOLLOWS = 8, 4  # relax's OpPatternKind
 
 

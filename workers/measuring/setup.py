@@ -15,6 +15,7 @@ from device_agents.host_cores import HostCores
 from device_agents.host_facts import (
     allowed_cores,
     gpu_architecture,
+    gpu_model,
     last_level_cache_bytes,
     runs_on,
 )
@@ -65,6 +66,7 @@ def open_device(
     target: TargetConfig, config: MeasureConfig, lock_dir: Path, scratch: Path
 ) -> Device:
     """Start or find the device. Raises ``UserError``, ``DeviceLost`` or ``TrackerUnreachable``."""
+    _check_place(target)
     resolved = _Resolving(target)
     try:
         return _opened(target, config, lock_dir, scratch, resolved)
@@ -175,6 +177,31 @@ def complete_target(given: dict[str, Any]) -> dict[str, Any]:
     architecture = gpu_architecture() if kind == "cuda" and "arch" not in given else None
     found = {} if architecture is None else {"arch": architecture}
     return {**_LIMITS.get(kind, {}), **found, **given}
+
+
+def _check_place(target: TargetConfig) -> None:
+    """Raise ``UserError`` for an accelerator that cannot be reached as the target says."""
+    place, field = runs_on(target.tvm_target), "targets[].tvm_target"
+    if place == "cpu" or target.device == "replay":
+        return
+    if target.device == "tracker" and _needs_host(dict(target.tvm_target)):  # type: ignore[arg-type]
+        raise UserError(
+            field,
+            f"a {place} target behind a tracker has to name its CPU, which calls the accelerator",
+            'add host, as in host: {kind: llvm, mtriple: "aarch64-linux-android"}',
+        )
+    if target.device == "local" and place != "cuda":
+        raise UserError(
+            field,
+            f"TVM's packages run no {place} on this machine",
+            "reach such a device with targets[].device: tracker",
+        )
+    if target.device == "local" and gpu_model() is None:
+        raise UserError(
+            field,
+            "it names a CUDA GPU, and nvidia-smi finds none on this machine",
+            "start the run where there is one, or reach it with targets[].device: tracker",
+        )
 
 
 def _needs_host(given: dict[str, Any]) -> bool:
