@@ -55,6 +55,7 @@ def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
         },
         "tune": {
             "trials_per_task": 4,
+            "finalists": 2,
             "retune_trials_per_task": 2,
             "final_trials_per_task": 6,
             "round_size": 4,

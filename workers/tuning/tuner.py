@@ -261,14 +261,16 @@ class Tuner:
 
 
 def _siblings(bundle: Bundle, task_id: str, known: dict[str, list[Program]]) -> list[str]:
-    """The fastest traces of tasks whose loops are the same, whatever is fused behind them."""
+    """The fastest traces of tasks whose loops are the same, whatever is fused behind them.
+
+    By themselves: what is known of them inside a network is not part of what a round may know.
+    """
     own = bundle.workloads[task_id].axes
     if own.block is None:
         return []
     others = [other for other in bundle.task_ids if other != task_id]
     alike = [other for other in others if bundle.workloads[other].axes == own]
-    best = [fastest(known[other]) for other in alike]
-    return [program.trace for program in best if program is not None]
+    return [program.trace for other in alike for program in finalists(known[other], 1)]
 
 
 def _split(
