@@ -22,6 +22,7 @@ from workers.compiling.fan_out import BuilderLost, Built
 
 _START_S = 120.0
 _GRACE_S = 60.0
+_CLOSE_S = 5.0  # less than a tuning actor has for all of its closing
 
 
 class BuilderActor:
@@ -101,7 +102,7 @@ class RayBuilders:
         self._known.clear()
         closing = [builder.actor.close.remote() for builder in builders]
         if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_GRACE_S)
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
         for builder in builders:
             ray.kill(builder.actor)
 
