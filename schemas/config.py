@@ -246,8 +246,15 @@ class MeasureConfig(Section):
     model_repeats: int = Field(
         default=10,
         ge=3,
-        description="Pairs taken for one comparison. With n pairs the speed-up has a lower bound "
-        "where 0.5^n is at most 1 - prune.confidence: from 6 pairs on at 0.97, from 5 on at 0.95.",
+        description="Pairs taken at least for one comparison. With n pairs the speed-up has a "
+        "lower bound where 0.5^n is at most 1 - prune.confidence: from 6 pairs on at 0.97, from 5 "
+        "on at 0.95.",
+    )
+    model_max_repeats: int = Field(
+        default=60,
+        ge=1,
+        description="Pairs taken at most: after model_repeats, more are taken while the device is "
+        "too noisy to tell a gain of 5 %.",
     )
     model_min_repeat_ms: int = Field(default=30, ge=0)
     cache_mb: float | None = Field(

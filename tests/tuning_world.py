@@ -53,6 +53,7 @@ def config(**changes: object) -> RunConfig:
             "program_repeats": 2,
             "program_min_repeat_ms": 1,
             "model_repeats": 3,
+            "model_max_repeats": 3,
             "model_min_repeat_ms": 1,
             "answer_timeout_s": 5.0,
         },

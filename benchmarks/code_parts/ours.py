@@ -60,7 +60,7 @@ def compiled(
 
     Raises ``SystemExit`` when the library's output differs from torch's.
     """
-    measure = MeasureConfig(model_repeats=5, model_min_repeat_ms=100)
+    measure = MeasureConfig(model_repeats=5, model_max_repeats=5, model_min_repeat_ms=100)
     sharing = Sharing(records, _ALL_RECORDS_BYTES, conditions_of(measure), takes=True)
     table = SharingLedger(folder / "ledger.sqlite", sharing)
     weight_bytes = 4 * sum(parameter.numel() for parameter in network.parameters())

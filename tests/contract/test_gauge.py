@@ -229,7 +229,7 @@ def test_outputs_are_compared(gauge: Gauge, libraries: Libraries) -> None:
 
 def test_a_comparison_is_paired(gauge: Gauge, kind: str, libraries: Libraries) -> None:
     found = gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
-    assert len(found.reference_ms) == len(found.candidate_ms) == CONFIG.model_repeats
+    assert len(found.reference_ms) == len(found.candidate_ms) >= CONFIG.model_repeats
     assert min(found.reference_ms + found.candidate_ms) > 0
     assert found.reference.run_ms == found.reference_ms
     assert found.candidate.run_ms == found.candidate_ms

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 _RUN_LIMIT_S = 600.0
 _GONE_LIMIT_S = 10.0
-_RANDOM_KILLS = 10
+_RANDOM_KILLS = 5
 _MARK = "CPRUNE_DRILL_MARK"
 
 
@@ -62,7 +62,7 @@ def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
             "population_size": 32,
             "transplant_variants": 2,
         },
-        "measure": {"model_repeats": 4, "model_min_repeat_ms": 5},
+        "measure": {"model_repeats": 4, "model_max_repeats": 4, "model_min_repeat_ms": 5},
         "budget": {"max_rounds": 2},
         "records": {"share": False},  # each run finds out everything by itself
         "targets": [

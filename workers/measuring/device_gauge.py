@@ -166,11 +166,15 @@ class DeviceGauge:
                 "reference": str(reference),
                 "candidate": str(candidate),
                 "input_shape": list(input_shape),
-                "pairs": config.model_repeats,
+                "least": config.model_repeats,
+                "most": config.model_max_repeats,
                 "min_repeat_ms": config.model_min_repeat_ms,
                 "seed": 0,
             },
-            patience=1 + config.model_repeats * config.model_min_repeat_ms / 1000,
+            patience=1
+            + max(config.model_repeats, config.model_max_repeats)
+            * config.model_min_repeat_ms
+            / 1000,
         )
         facts = self._facts or {}  # the canary may lose the session, and what is known of it
         self._look_at_canary()

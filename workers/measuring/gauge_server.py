@@ -13,6 +13,7 @@ from typing import Any
 from device_agents.attribution import ATTRIBUTE
 from device_agents.lean_tvm import import_runtime
 from device_agents.processes import serve
+from workers.measuring.pairs import take_pairs
 
 _COLD_CALLS = 11
 
@@ -131,12 +132,14 @@ def _pair(request: dict[str, Any]) -> dict[str, Any]:
     ]
     for evaluate in evaluators:
         evaluate(image)
-    times: list[list[float]] = [[], []]
-    for turn in range(request["pairs"]):
-        order = (0, 1) if turn % 2 == 0 else (1, 0)
-        for which in order:
-            times[which].append(1000 * float(evaluators[which](image).mean))
-    return {"reference_ms": times[0], "candidate_ms": times[1], "measured_at": time.time()}
+    reference_ms, candidate_ms = take_pairs(
+        lambda which: 1000 * float(evaluators[which](image).mean), request["least"], request["most"]
+    )
+    return {
+        "reference_ms": reference_ms,
+        "candidate_ms": candidate_ms,
+        "measured_at": time.time(),
+    }
 
 
 def _attribute(request: dict[str, Any]) -> dict[str, Any]:
