@@ -32,16 +32,13 @@ class GroupWidths(Schema):
     reason: str = Field(default="", description="Why there is no width.")
 
 
-def group_widths(
-    group: ChannelGroup, current: int, tuned: Tuned, min_width_fraction: float
-) -> GroupWidths:
-    """The structure-preserving widths of a group below its current one."""
+def group_widths(group: ChannelGroup, current: int, tuned: Tuned, least: int) -> GroupWidths:
+    """The structure-preserving widths of a group below its current one, down to ``least``."""
     refusal = _unknown_program(group, tuned)
     if refusal:
         return GroupWidths(
             group_id=group.group_id, current=current, unit=group.divisor, widths=(), reason=refusal
         )
-    least = least_width(group.channels, min_width_fraction)
     unit = math.lcm(group.divisor, *vector_factors(group, tuned))
     widths = multiples_between(unit, max(unit, least), current)
     for other in _other_units(group, tuned):

@@ -180,8 +180,19 @@ class PruneConfig(Section):
     fine_tuned_per_round: int = Field(
         default=2, ge=1, description="Screened candidates fine-tuned in a round."
     )
+    include: list[str] = Field(
+        default_factory=lambda: ["*"],
+        min_length=1,
+        description="Module name patterns (fnmatch): channels are pruned where every layer that "
+        "computes them matches one.",
+    )
     exclude: list[str] = Field(
         default_factory=list, description="Module name patterns (fnmatch) that are never pruned."
+    )
+    min_widths: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="Module name pattern (fnmatch) -> channels that are kept at least, beside "
+        "min_width_fraction.",
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from schemas.config import RunConfig
 from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
 from workers.artifacts import ArtifactStore
-from workers.pruning.groups import channel_groups
+from workers.pruning.groups import channel_groups, check_patterns
 from workers.pruning.surgery import materialise, network_info
 from workers.training.data import load_splits
 from workers.training.images import Splits
@@ -45,7 +45,10 @@ class Networks:
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """Channel groups of the dense network."""
-        return channel_groups(self.dense(), self.image, self.config.prune.exclude)
+        prune = self.config.prune
+        dense = self.dense()
+        check_patterns(dense, "prune.min_widths", prune.min_widths)
+        return channel_groups(dense, self.image, prune.exclude, prune.include)
 
     def dense(self, fraction: float = 1.0) -> nn.Module:
         """The dense network, or the one of a fraction of its widths, with fresh weights."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from orchestrator.states import RankedTask
-from orchestrator.widths import GroupWidths, group_widths, joint_widths
+from orchestrator.widths import GroupWidths, group_widths, joint_widths, least_width
 from schemas.base import Schema, content_key
 from schemas.config import PruneConfig
 from schemas.network import ChannelGroup, Structure, Trained
@@ -61,7 +61,7 @@ def propose(
         if task.task_id in set_aside:
             passed_over.append(f"{task.name}: set aside")
             continue
-        behind = _groups_behind(tuned.table.modules(task.task_id), groups, config.exclude)
+        behind = _groups_behind(tuned.table.modules(task.task_id), groups, config)
         if not behind:
             continue
         open_groups, refusals = _with_widths(behind, parent.structure, tuned, config)
@@ -106,15 +106,20 @@ def spread(cuts: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]
 
 
 def _groups_behind(
-    modules: Sequence[str], groups: Sequence[ChannelGroup], exclude: Sequence[str]
+    modules: Sequence[str], groups: Sequence[ChannelGroup], config: PruneConfig
 ) -> list[ChannelGroup]:
     return [
         group
         for group in groups
         if group.prunable
         and any(producer in modules for producer in group.producers)
-        and not any(fnmatchcase(name, pattern) for name in group.producers for pattern in exclude)
+        and all(_matches(name, config.include) for name in group.producers)
+        and not any(_matches(name, config.exclude) for name in group.producers)
     ]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _with_widths(
@@ -125,7 +130,7 @@ def _with_widths(
             group,
             structure.widths.get(group.group_id, group.channels),
             tuned,
-            config.min_width_fraction,
+            _least(group, config),
         )
         for group in groups
     ]
@@ -133,6 +138,16 @@ def _with_widths(
         [group for group in found if group.widths],
         [f"{group.group_id}: {group.reason}" for group in found if not group.widths],
     )
+
+
+def _least(group: ChannelGroup, config: PruneConfig) -> int:
+    """The least width that the configuration allows the group."""
+    asked = (
+        width
+        for pattern, width in config.min_widths.items()
+        if any(fnmatchcase(name, pattern) for name in group.producers)
+    )
+    return max(least_width(group.channels, config.min_width_fraction), *asked, 1)
 
 
 def _together(

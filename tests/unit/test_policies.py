@@ -117,6 +117,23 @@ def test_what_is_set_aside_tried_or_excluded_is_passed_over() -> None:
     assert names and not any(name.startswith("flat") for name in names)
 
 
+def test_with_include_only_what_matches_is_proposed() -> None:
+    producers = {group.group_id: group.producers for group in fake_world.groups()}
+    chosen = producers[proposal(tasks_per_round=1).candidates[0].groups[0]]
+    candidates = proposal(include=list(chosen)).candidates
+    assert candidates
+    assert all(producers[group] == chosen for item in candidates for group in item.groups)
+
+
+def test_no_group_is_proposed_narrower_than_its_least_width() -> None:
+    narrow = min(width for item in proposal().candidates for width in item.widths_after)
+    found = proposal(min_widths={"*": narrow + 1}).candidates
+    assert found
+    assert all(width > narrow for item in found for width in item.widths_after)
+    assert proposal(min_widths={"nothing*": narrow + 1}) == proposal()
+    assert proposal(min_widths={"*": 10_000}).candidates == ()
+
+
 def test_the_spread_goes_from_one_unit_to_half() -> None:
     cuts = [(width,) for width in range(60, 0, -4)]
     assert spread(cuts, 1) == [(60,)]

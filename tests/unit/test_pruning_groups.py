@@ -107,6 +107,19 @@ def test_excluded_modules_are_not_prunable_and_the_pattern_is_named() -> None:
         channel_groups(small_resnet(), GREY, ["layer9*"])
 
 
+def test_with_include_only_what_matches_is_pruned() -> None:
+    groups = _by_id(channel_groups(small_resnet(), GREY, include=["layer2.*", "*.conv1"]))
+    assert {name for name, group in groups.items() if group.prunable} == {
+        "layer1.0.conv1",
+        "layer2.0.conv1",
+        "layer2.0.conv2",
+        "layer3.0.conv1",
+    }
+    assert groups["conv1"].reason == "conv1 matches no pattern of prune.include"
+    with pytest.raises(UserError, match=r"^prune\.include: 'layer9\*' matches no module"):
+        channel_groups(small_resnet(), GREY, include=["layer9*"])
+
+
 class _Halves(nn.Module):
     """Splits channels at a place that its code fixes: they cannot be removed at will."""
 

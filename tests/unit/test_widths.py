@@ -58,11 +58,12 @@ def test_every_width_keeps_every_vector_factor(
 ) -> None:
     current = max(1, channels - cut)
     tuned = world({"stem": (3, 1, first), "flat": (1, second), "fragile": (1, 7)})
-    found = group_widths(group(channels, divisor), current, tuned, fraction)
+    least = least_width(channels, fraction)
+    found = group_widths(group(channels, divisor), current, tuned, least)
     kept = first, second
     if found.unit % first or found.unit % second:  # the last resort, where those leave no width
         strict = math.lcm(first, second, divisor)
-        assert not multiples_between(strict, max(strict, least_width(channels, fraction)), current)
+        assert not multiples_between(strict, max(strict, least), current)
         kept = math.gcd(first, found.unit), math.gcd(second, found.unit)
         assert first // kept[0] in (1, 2, 4) and second // kept[1] in (1, 2, 4)
     assert found.unit % divisor == 0
@@ -78,7 +79,7 @@ def test_every_width_keeps_every_vector_factor(
 def test_the_unit_is_the_least_common_multiple_of_the_producers_alone() -> None:
     tuned = world({"stem": (2, 4, 12), "flat": (32, 3, 8), "fragile": (1, 7)})
     assert vector_factors(group(96), tuned) == (12, 8)
-    found = group_widths(group(96), 96, tuned, 0.1)
+    found = group_widths(group(96), 96, tuned, 10)
     assert (found.unit, found.widths) == (24, (72, 48, 24))
 
 
@@ -91,25 +92,25 @@ def test_the_least_width_is_exact() -> None:
 def test_a_task_without_a_program_gives_no_width() -> None:
     tiles = {"stem": (2, 16), "flat": (2, 16)}
     for lost, role in (("flat", "computes"), ("deep", "reads")):
-        found = group_widths(group(64), 64, world(tiles, lost), 0.1)
+        found = group_widths(group(64), 64, world(tiles, lost), 7)
         assert found.widths == ()
         assert found.reason == f"no program ran of the task of {lost}, which {role} the channels"
     stranger = group(64).model_copy(update={"consumers": ("elsewhere",)})
-    found = group_widths(stranger, 64, world(tiles), 0.1)
+    found = group_widths(stranger, 64, world(tiles), 7)
     assert "elsewhere, which reads the channels, is no task" in found.reason
 
 
 def test_a_program_that_does_not_tile_asks_for_nothing() -> None:
-    assert group_widths(group(8), 8, world({}), 0.5).widths == (7, 6, 5, 4)
+    assert group_widths(group(8), 8, world({}), 4).widths == (7, 6, 5, 4)
 
 
 def test_a_program_that_does_not_vectorise_keeps_its_innermost_loop() -> None:
-    found = group_widths(group(64), 64, world({"stem": (2, 1, 16, 1), "flat": (4, 8)}), 0.1)
+    found = group_widths(group(64), 64, world({"stem": (2, 1, 16, 1), "flat": (4, 8)}), 7)
     assert (found.unit, found.widths) == (16, (48, 32, 16))
 
 
 def test_a_vector_factor_as_wide_as_the_layer_is_halved_as_a_last_resort() -> None:
-    found = group_widths(group(16), 16, world({"stem": (1, 16)}), 0.1)
+    found = group_widths(group(16), 16, world({"stem": (1, 16)}), 2)
     assert (found.unit, found.widths) == (8, (8,))
 
 
@@ -120,12 +121,12 @@ def test_the_vector_factors_of_programs_nearly_as_fast_come_before_halves() -> N
         for entry in tuned.latencies
     ]
     tuned = tuned.model_copy(update={"latencies": tuple(entries)})
-    found = group_widths(group(24), 24, tuned, 0.1)
+    found = group_widths(group(24), 24, tuned, 3)
     assert (found.unit, found.widths) == (4, (20, 16, 12, 8, 4))
 
 
 def test_an_odd_vector_factor_as_wide_as_the_layer_leaves_no_width() -> None:
-    found = group_widths(group(15), 15, world({"stem": (1, 15)}), 0.1)
+    found = group_widths(group(15), 15, world({"stem": (1, 15)}), 2)
     assert found.widths == () and found.reason.startswith("no multiple of 15 from")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +36,20 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def channel_groups(
-    model: nn.Module, example_input: Tensor, exclude: Sequence[str] = ()
+    model: nn.Module,
+    example_input: Tensor,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = ("*",),
 ) -> tuple[ChannelGroup, ...]:
     """All channel groups of a dense network, in the order of its modules.
 
     ``example_input`` is ``(N, channels, height, width)``. A group that cannot or must not be pruned
-    is listed with ``prunable=False`` and the reason. Raises ``UserError`` when the network does not
-    run or trace at all, and for an ``exclude`` pattern (fnmatch) that matches no module.
+    is listed with ``prunable=False`` and the reason: also one of whose producers matches a pattern
+    of ``exclude`` (fnmatch) or none of ``include``. Raises ``UserError`` when the network does not
+    run or trace at all, and for a pattern that matches no module.
     """
-    names = [name for name, _ in model.named_modules()]
-    for pattern in exclude:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(
-                "prune.exclude", f"{pattern!r} matches no module", "correct or remove the pattern"
-            )
+    check_patterns(model, "prune.exclude", exclude)
+    check_patterns(model, "prune.include", include)
     surgeon = _surgeon(model, example_input)
     groups: list[ChannelGroup] = []
     covered: set[str] = set()
@@ -57,7 +57,7 @@ def channel_groups(
         if name in covered:
             continue
         try:
-            group = _describe(name, surgeon.members(name), exclude)
+            group = _describe(name, surgeon.members(name), exclude, include)
         except Exception as error:
             group = ChannelGroup(
                 group_id=name,
@@ -70,6 +70,16 @@ def channel_groups(
         covered.update(group.producers)
         groups.append(group)
     return _without_failures(model, example_input, groups)
+
+
+def check_patterns(model: nn.Module, field: str, patterns: Iterable[str]) -> None:
+    """Raises ``UserError`` for a pattern of the configuration's field that matches no module."""
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                field, f"{pattern!r} matches no module", "correct or remove the pattern"
+            )
 
 
 def _surgeon(model: nn.Module, example_input: Tensor) -> Surgeon:
@@ -95,11 +105,13 @@ def _surgeon(model: nn.Module, example_input: Tensor) -> Surgeon:
         ) from error
 
 
-def _describe(name: str, members: Members, exclude: Sequence[str]) -> ChannelGroup:
+def _describe(
+    name: str, members: Members, exclude: Sequence[str], include: Sequence[str]
+) -> ChannelGroup:
     channels = out_channels(next(m.layer for m in members.producers if m.name == name))
     divisor = math.lcm(*(_blocks(member) for member in (*members.producers, *members.consumers)))
     reason = (
-        _excluded(members, exclude)
+        _left_out(members, exclude, include)
         or (
             "its channels are the network's output"
             if members.is_output or not members.consumers
@@ -131,11 +143,13 @@ def _blocks(member: Member) -> int:
     return layer.groups
 
 
-def _excluded(members: Members, exclude: Sequence[str]) -> str:
+def _left_out(members: Members, exclude: Sequence[str], include: Sequence[str]) -> str:
     for member in members.producers:
         for pattern in exclude:
             if fnmatch.fnmatchcase(member.name, pattern):
                 return f"{member.name} is excluded by prune.exclude pattern {pattern!r}"
+        if not any(fnmatch.fnmatchcase(member.name, pattern) for pattern in include):
+            return f"{member.name} matches no pattern of prune.include"
     return ""
 
 
