@@ -265,7 +265,7 @@ class MeasureConfig(Section):
         default=60,
         ge=1,
         description="Pairs taken at most: after model_repeats, more are taken while the device is "
-        "too noisy to tell a gain of 5 %.",
+        "too noisy to tell a gain of 5 %, for a third of answer_timeout_s or session_timeout_s.",
     )
     model_min_repeat_ms: int = Field(default=30, ge=0)
     cache_mb: float | None = Field(

@@ -92,6 +92,8 @@ class RayBuilders:
             del self._known[name]
         for name, node in nodes.items():
             known = self._known.get(name)
+            if known is not None and known.is_lost:
+                ray.kill(known.actor)  # it may only be late, and would build on
             if name != self._here and (name not in self._known or (known and known.is_lost)):
                 self._known[name] = self._started(name, int(node["Resources"].get("CPU", 0)))
         return [builder for builder in self._known.values() if builder is not None]
@@ -122,6 +124,7 @@ class RayBuilders:
         try:
             machine = ray.get(actor.machine.remote(), timeout=_START_S)
         except (ray.exceptions.RayError, TimeoutError):
+            ray.kill(actor)
             return None
         if machine != platform.machine():
             ray.kill(actor)

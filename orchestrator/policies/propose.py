@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from orchestrator.states import RankedTask
@@ -61,7 +61,7 @@ def propose(
         if task.task_id in set_aside:
             passed_over.append(f"{task.name}: set aside")
             continue
-        behind = _groups_behind(tuned.table.modules(task.task_id), groups, config)
+        behind = _groups_behind(tuned.table.modules(task.task_id), groups)
         if not behind:
             continue
         open_groups, refusals = _with_widths(behind, parent.structure, tuned, config)
@@ -105,21 +105,12 @@ def spread(cuts: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]
     return chosen
 
 
-def _groups_behind(
-    modules: Sequence[str], groups: Sequence[ChannelGroup], config: PruneConfig
-) -> list[ChannelGroup]:
+def _groups_behind(modules: Sequence[str], groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     return [
         group
         for group in groups
-        if group.prunable
-        and any(producer in modules for producer in group.producers)
-        and all(_matches(name, config.include) for name in group.producers)
-        and not any(_matches(name, config.exclude) for name in group.producers)
+        if group.prunable and any(producer in modules for producer in group.producers)
     ]
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _with_widths(

@@ -44,13 +44,15 @@ class NoisyDevice:
 
 
 @functools.cache
-def outcome(noise: float, gain: float) -> tuple[float, float]:
+def outcome(
+    noise: float, gain: float, most: int = MEASURE.model_max_repeats
+) -> tuple[float, float]:
     """The share of trials in which the candidate is accepted, and the median number of pairs."""
     accepted, pairs = 0, []
     for seed in range(TRIALS):
         device = NoisyDevice(np.random.default_rng(seed), noise, gain)
         reference_ms, candidate_ms = take_pairs(
-            device.time_ms, MEASURE.model_repeats, MEASURE.model_max_repeats
+            device.time_ms, MEASURE.model_repeats, most, within_s=math.inf
         )
         found = Comparison(
             reference_ms=tuple(reference_ms),
@@ -61,7 +63,7 @@ def outcome(noise: float, gain: float) -> tuple[float, float]:
         accepted += latency_gate(found, PRUNE.step_latency_ratio, PRUNE.confidence).passed
         pairs.append(len(reference_ms))
     share, median = accepted / TRIALS, statistics.median(pairs)
-    print(f"noise {noise:.0%}, gain {gain:.0%}: {share:.1%} accepted, {median:g} pairs")
+    print(f"noise {noise:.0%}, gain {gain:.0%}: {share:.1%} accepted, {median:g} of {most} pairs")
     return share, median
 
 
@@ -83,6 +85,11 @@ def test_a_gain_of_five_percent_is_found_at_five_percent_noise() -> None:
     assert share >= 0.9
 
 
+def test_the_least_number_of_pairs_would_miss_most_of_such_gains() -> None:
+    share, _ = outcome(0.05, 0.05, most=MEASURE.model_repeats)
+    assert share < 0.5
+
+
 def test_a_quiet_device_is_asked_for_the_least_number_of_pairs() -> None:
     share, pairs = outcome(0.01, 0.05)
     assert share == 1.0
@@ -96,5 +103,19 @@ def test_a_noisy_device_is_asked_for_more_pairs_but_not_for_ever() -> None:
 
 
 def test_the_least_number_is_taken_even_where_it_is_more_than_the_most() -> None:
-    times = take_pairs(lambda which: 1.0 + which, least=5, most=3)
+    times = take_pairs(lambda which: 1.0 + which, least=5, most=3, within_s=math.inf)
     assert times == ([1.0] * 5, [2.0] * 5)
+
+
+def test_a_slow_device_is_asked_for_no_more_pairs_once_time_is_up() -> None:
+    device = NoisyDevice(np.random.default_rng(0), noise=0.25, gain=0.0)
+    taken = []
+
+    def time_ms(which: int) -> float:
+        taken.append(which)
+        return device.time_ms(which)
+
+    for within_s, pairs in ((1.0, 4), (40.0, 8)):
+        taken.clear()
+        take_pairs(time_ms, 4, 60, within_s, clock=lambda: 2.5 * len(taken))
+        assert len(taken) == 2 * pairs

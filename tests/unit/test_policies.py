@@ -103,7 +103,7 @@ def test_several_tasks_are_also_cut_together() -> None:
     assert not any(item.task_name.endswith("more") for item in alone)
 
 
-def test_what_is_set_aside_tried_or_excluded_is_passed_over() -> None:
+def test_what_is_set_aside_or_tried_is_passed_over() -> None:
     first = proposal(tasks_per_round=1).candidates
     other = proposal(set_aside=(first[0].task_id,), tasks_per_round=1)
     assert other.candidates[0].task_id != first[0].task_id
@@ -112,17 +112,18 @@ def test_what_is_set_aside_tried_or_excluded_is_passed_over() -> None:
     assert [item.candidate_id for item in rest] == [first[1].candidate_id]
     done = proposal(tried=tuple(item.candidate_id for item in first), tasks_per_round=1)
     assert "every width proposed for it has been tried" in done.passed_over[0]
-    assert proposal(exclude=["*"]).candidates == ()
-    names = {item.task_name for item in proposal(exclude=["fl*"]).candidates}
-    assert names and not any(name.startswith("flat") for name in names)
 
 
-def test_with_include_only_what_matches_is_proposed() -> None:
-    producers = {group.group_id: group.producers for group in fake_world.groups()}
-    chosen = producers[proposal(tasks_per_round=1).candidates[0].groups[0]]
-    candidates = proposal(include=list(chosen)).candidates
-    assert candidates
-    assert all(producers[group] == chosen for item in candidates for group in item.groups)
+def test_groups_that_must_not_be_pruned_are_never_proposed() -> None:
+    tuned = fake_world.tuned(Structure(), "host", unit=4)
+    for kept in ([], ["flat"]):
+        groups = [
+            group.model_copy(update={"prunable": group.group_id in kept, "reason": "left out"})
+            for group in fake_world.groups()
+        ]
+        parent = fake_world.network()
+        found = propose(rank_tasks(tuned), tuned, groups, parent, (), (), PRUNE).candidates
+        assert {name for item in found for name in item.groups} == set(kept)
 
 
 def test_no_group_is_proposed_narrower_than_its_least_width() -> None:

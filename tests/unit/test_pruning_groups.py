@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from schemas.config import RunConfig
 from schemas.network import ChannelGroup
+from workers.artifacts import ArtifactStore
 from workers.errors import UserError
+from workers.networks import Networks
 from workers.pruning.groups import channel_groups
 from workers.training.small_resnet import small_resnet
 
@@ -118,6 +123,18 @@ def test_with_include_only_what_matches_is_pruned() -> None:
     assert groups["conv1"].reason == "conv1 matches no pattern of prune.include"
     with pytest.raises(UserError, match=r"^prune\.include: 'layer9\*' matches no module"):
         channel_groups(small_resnet(), GREY, include=["layer9*"])
+
+
+def test_a_least_width_for_no_module_is_refused(tmp_path: Path) -> None:
+    config = RunConfig.model_validate(
+        {
+            "data": {"image_size": 16},
+            "prune": {"max_accuracy_drop": 0.1, "min_widths": {"layer1.*": 8, "layer9*": 8}},
+        }
+    )
+    networks = Networks(config, ArtifactStore(str(tmp_path)))
+    with pytest.raises(UserError, match=r"^prune\.min_widths: 'layer9\*' matches no module"):
+        _ = networks.groups
 
 
 class _Halves(nn.Module):

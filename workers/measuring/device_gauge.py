@@ -160,6 +160,7 @@ class DeviceGauge:
         self, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
     ) -> Comparison:
         config = self._config
+        within_s = min(config.answer_timeout_s, config.session_timeout_s) / 3
         answer = self._ask(
             "pair",
             {
@@ -168,13 +169,11 @@ class DeviceGauge:
                 "input_shape": list(input_shape),
                 "least": config.model_repeats,
                 "most": config.model_max_repeats,
+                "within_s": within_s,
                 "min_repeat_ms": config.model_min_repeat_ms,
                 "seed": 0,
             },
-            patience=1
-            + max(config.model_repeats, config.model_max_repeats)
-            * config.model_min_repeat_ms
-            / 1000,
+            patience=1 + within_s + config.model_repeats * config.model_min_repeat_ms / 1000,
         )
         facts = self._facts or {}  # the canary may lose the session, and what is known of it
         self._look_at_canary()

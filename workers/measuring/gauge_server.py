@@ -133,7 +133,10 @@ def _pair(request: dict[str, Any]) -> dict[str, Any]:
     for evaluate in evaluators:
         evaluate(image)
     reference_ms, candidate_ms = take_pairs(
-        lambda which: 1000 * float(evaluators[which](image).mean), request["least"], request["most"]
+        lambda which: 1000 * float(evaluators[which](image).mean),
+        request["least"],
+        request["most"],
+        request["within_s"],
     )
     return {
         "reference_ms": reference_ms,
