@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator import finish, search
+from orchestrator import finish, search, spending, verdicts
 from orchestrator import search_parts as parts
 from orchestrator.policies.gates import floor_of
 from orchestrator.states import (
@@ -42,8 +42,8 @@ _STEPS: dict[type, Callable[[Any, Mapping[str, Outcome], RunConfig, Clock], Tran
     Ranking: search.ranked,
     Proposing: search.proposed,
     Screening: search.screened,
-    FineTuning: search.fine_tuned,
-    Judging: search.judged,
+    FineTuning: verdicts.fine_tuned,
+    Judging: verdicts.judged,
     Retuning: search.retuned,
     FinishTraining: finish.trained,
     FinishTuning: finish.tuned,
@@ -71,7 +71,7 @@ def work_of(state: AnyState, config: RunConfig) -> tuple[Work, ...]:
         case Tuning():
             return (parts.dense_tuning(state, config),)
         case Screening():
-            return tuple(parts.screening(state, candidate) for candidate in state.candidates)
+            return tuple(parts.screening(state, item, config) for item in state.candidates)
         case FineTuning():
             return tuple(parts.fine_tuning(candidate, config) for candidate in state.chosen)
         case Judging():
@@ -99,7 +99,9 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
         case FinishTuning():
             return (*own, finish.final_tuning(state, config).key)
         case Judging():
-            earlier = (parts.screening(state, item.candidate).key for item in state.contenders)
+            earlier = (
+                parts.screening(state, item.candidate, config).key for item in state.contenders
+            )
             return (*own, state.search.tuned_key, *earlier)
         case _:
             return own
@@ -148,7 +150,7 @@ def resume(state: AnyState, config: RunConfig, clock: Clock) -> Transition | Non
 def may_search_on(state: Done, config: RunConfig) -> bool:
     """Whether a budget ended the search, and there is more of it now."""
     found = state.search
-    return found.stopped_by.startswith("budget.") and not parts.spent_budget(
+    return found.stopped_by.startswith("budget.") and not spending.spent_budget(
         found, found.searched_s, config.budget
     )
 
@@ -156,7 +158,7 @@ def may_search_on(state: Done, config: RunConfig) -> bool:
 def farewell(state: Done, config: RunConfig) -> str:
     """Why a finished target does not go on, and what would make it."""
     found = state.search
-    spent = parts.spent_budget(found, found.searched_s, config.budget)
+    spent = spending.spent_budget(found, found.searched_s, config.budget)
     told = f"{state.target} is done ({found.stopped_by})"
     if not found.stopped_by.startswith("budget.") or not spent:
         return f"{told}: nothing is left to do"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.policies.names import POLICIES
 from orchestrator.policies.screen import Rejection
+from orchestrator.spending import searched_s
 from orchestrator.states import (
     Contender,
     Decision,
@@ -12,6 +14,7 @@ from orchestrator.states import (
     FinishTraining,
     Judging,
     Proposing,
+    Ranking,
     Retuning,
     Screening,
     Search,
@@ -19,8 +22,14 @@ from orchestrator.states import (
 )
 from orchestrator.transition import Clock, Transition
 from orchestrator.wording import count
-from schemas.config import BudgetConfig, RunConfig
-from schemas.work import Candidate, CompareWork, FineTuneWork, ScreenWork, TuneWork
+from schemas.config import RunConfig
+from schemas.work import (
+    Candidate,
+    CompareWork,
+    FineTuneWork,
+    ScreenWork,
+    TuneWork,
+)
 
 
 def dense_tuning(state: Tuning, config: RunConfig) -> TuneWork:
@@ -32,10 +41,23 @@ def dense_tuning(state: Tuning, config: RunConfig) -> TuneWork:
     )
 
 
-def screening(state: Screening | FineTuning | Judging, candidate: Candidate) -> ScreenWork:
-    """The transplant of one candidate."""
-    costs_ms = {task.task_id: task.call_ms for task in state.ranking}
-    return ScreenWork(target=state.target, candidate=candidate, costs_ms=costs_ms)
+def screening(
+    state: Screening | FineTuning | Judging, candidate: Candidate, config: RunConfig
+) -> ScreenWork:
+    """How one candidate's programs are found: transplanted, or searched where the policy says so
+    or transplants are left out."""
+    by = POLICIES[config.prune.policy].screening
+    if by is None:
+        raise ValueError(f"the policy {config.prune.policy} screens no candidate")
+    if by == "transplant" and "transplants" in config.prune.without:
+        by = "search"
+    return ScreenWork(
+        target=state.target,
+        candidate=candidate,
+        by=by,
+        trials_per_task=0 if by == "transplant" else config.tune.trials_per_task,
+        costs_ms={task.task_id: task.call_ms for task in state.ranking},
+    )
 
 
 def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
@@ -67,21 +89,6 @@ def retuning(state: Retuning, config: RunConfig) -> TuneWork:
         added_trials=True,
         modules=state.modules,
     )
-
-
-def searched_s(found: Search, clock: Clock) -> float:
-    """How long the search has been going on."""
-    return clock.wall_s - (found.began_s or 0.0)
-
-
-def spent_budget(found: Search, seconds: float, budget: BudgetConfig) -> str:
-    """The budget that ends a search of so many seconds, by its field; empty while all last."""
-    if found.round >= budget.max_rounds:
-        return f"budget.max_rounds: {count(budget.max_rounds, 'round')} done"
-    hours = seconds / 3600.0
-    if hours >= budget.max_hours:
-        return f"budget.max_hours: {hours:.2f} of {budget.max_hours:g} hours"
-    return ""
 
 
 def stop(state: Proposing, why: str, clock: Clock) -> Transition:
@@ -116,21 +123,72 @@ def back(
     return Transition(next_state=following, message=f"{why}; {count(len(aside), 'task')} set aside")
 
 
+def decision_of(
+    state: Screening | FineTuning | Judging,
+    candidate: Candidate,
+    config: RunConfig,
+    *,
+    accepted: bool,
+    reason: str,
+    trained: bool = False,
+    compare_key: str | None = None,
+) -> Decision:
+    """What was decided about a candidate, with the keys of the work that was done for it."""
+    screens = POLICIES[config.prune.policy].screening is not None
+    return Decision(
+        round=state.search.round,
+        candidate_id=candidate.candidate_id,
+        task_id=candidate.task_id,
+        task_name=candidate.task_name,
+        groups=candidate.groups,
+        screen_key=screening(state, candidate, config).key if screens else None,
+        fine_tune_key=fine_tuning(candidate, config).key if trained else None,
+        compare_key=compare_key,
+        accepted=accepted,
+        reason=reason,
+    )
+
+
 def rejected(
     state: Screening | FineTuning | Judging,
     rejection: Rejection,
-    fine_tune_key: str | None = None,
+    config: RunConfig,
+    *,
+    trained: bool = False,
 ) -> Decision:
     """A candidate that was not accepted."""
-    return Decision(
-        round=state.search.round,
-        candidate_id=rejection.candidate.candidate_id,
-        task_id=rejection.candidate.task_id,
-        screen_key=screening(state, rejection.candidate).key,
-        fine_tune_key=fine_tune_key,
+    return decision_of(
+        state,
+        rejection.candidate,
+        config,
         accepted=False,
         reason=rejection.reason,
+        trained=trained,
     )
+
+
+def less_accurate(contender: Contender, compared: Sequence[Contender]) -> str:
+    """Why a candidate that kept its accuracy is not compared."""
+    best = max(item.network.val_accuracy for item in compared)
+    return (
+        f"validation accuracy {contender.network.val_accuracy:.4f}, another of its round has "
+        f"{best:.4f}"
+    )
+
+
+def taken_unmeasured(
+    state: FineTuning, found: Search, contender: Contender, config: RunConfig
+) -> Transition:
+    """Accept a candidate whose latency its policy does not ask for."""
+    reason = f"accepted: validation accuracy {contender.network.val_accuracy:.4f}"
+    decision = decision_of(
+        state, contender.candidate, config, accepted=True, reason=reason, trained=True
+    )
+    update = {"current": contender.network, "accepted": found.accepted + 1}
+    following = Ranking(
+        target=state.target, search=with_decisions(found, [decision]).model_copy(update=update)
+    )
+    return Transition(next_state=following, message=f"{contender.candidate.task_name}: {reason}")
 
 
 def with_decisions(found: Search, decisions: Sequence[Decision]) -> Search:

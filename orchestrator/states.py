@@ -31,7 +31,9 @@ class Decision(Schema):
     round: int
     candidate_id: str
     task_id: str
-    screen_key: str
+    task_name: str
+    groups: tuple[str, ...]
+    screen_key: str | None = Field(description="None for a policy that does not screen.")
     fine_tune_key: str | None = None
     compare_key: str | None = None
     accepted: bool
@@ -59,6 +61,10 @@ class Search(Schema):
     accepted: int = 0
     set_aside: tuple[str, ...] = Field(default=(), description="Tasks, until a step is accepted.")
     decisions: tuple[Decision, ...] = ()
+    current_ms: float = Field(default=0.0, description="Of the whole current network.")
+    device_s: float = Field(default=0.0, description="Device time of the search loop.")
+    train_s: float = Field(default=0.0, description="Training time of its candidates.")
+    measured_programs: int = Field(default=0, description="By the search loop.")
     stopped_by: str = ""
     searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
 
@@ -239,9 +245,9 @@ _FORWARD: dict[type[_State], tuple[type[_State], ...]] = {
     Preparing: (Tuning,),
     Tuning: (Ranking,),
     Ranking: (Proposing,),
-    Proposing: (Screening, FinishTraining),
+    Proposing: (Screening, FineTuning, FinishTraining),
     Screening: (FineTuning, Proposing),
-    FineTuning: (Judging, Proposing),
+    FineTuning: (Judging, Ranking, Proposing),
     Judging: (Retuning, Ranking, Proposing),
     Retuning: (Ranking,),
     FinishTraining: (FinishTuning,),

@@ -50,6 +50,21 @@ def group_widths(group: ChannelGroup, current: int, tuned: Tuned, least: int) ->
     )
 
 
+def tenths(group: ChannelGroup, current: int, tuned: Tuned, least: int) -> GroupWidths:
+    """Steps of a tenth of the dense width, whatever the programs: for an ablation.
+
+    What is known of the programs is asked for as in ``group_widths``, to differ in the widths only.
+    """
+    reason = _unknown_program(group, tuned)
+    unit = group.share(0.1)
+    widths = tuple(range(current - unit, least - 1, -unit))
+    widths = () if reason else widths
+    reason = reason or ("" if widths else f"no step of {unit} from {current} channels to {least}")
+    return GroupWidths(
+        group_id=group.group_id, current=current, unit=unit, widths=widths, reason=reason
+    )
+
+
 def vector_factors(group: ChannelGroup, tuned: Tuned) -> tuple[int, ...]:
     """The vector factors of the fastest programs that compute the group's channels.
 

@@ -135,9 +135,20 @@ class FineTuneConfig(Section):
     max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
 
 
+PolicyName = Literal["parallel", "paper", "predictor", "uniform", "global", "netadapt", "original"]
+LeftOut = Literal["structure", "transplants", "associated"]
+
+
 class PruneConfig(Section):
     """What may be pruned, how filters are chosen, and when a step is taken."""
 
+    policy: PolicyName = Field(
+        default="parallel",
+        description="How the search decides. parallel: several tasks and widths at once. paper: "
+        "CPrune's order, one step at a time. predictor: parallel, with more widths ranked by a "
+        "latency model before any is measured. For comparisons: uniform, global, netadapt, "
+        "original.",
+    )
     ranking: Literal["l1", "l2", "fpgm"] = Field(
         default="l1", description="Importance of a channel, summed over its whole group."
     )
@@ -150,6 +161,11 @@ class PruneConfig(Section):
         le=1.0,
         description="Floor given as the largest drop below the dense network's validation "
         "accuracy.",
+    )
+    latency_target_ms: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="The search ends as soon as the whole network takes no longer on the device.",
     )
     step_accuracy_ratio: float = Field(
         default=0.98,
@@ -193,6 +209,19 @@ class PruneConfig(Section):
         default_factory=dict,
         description="Module name pattern (fnmatch) -> channels that are kept at least, beside "
         "min_width_fraction.",
+    )
+
+    least_candidates: int = Field(
+        default=0,
+        ge=0,
+        description="uniform and global: candidates that are trained at least before the search "
+        "ends.",
+    )
+    without: list[LeftOut] = Field(
+        default_factory=list,
+        description="For ablations, parts of the method that are left out. structure: widths are "
+        "tenths of the dense ones. transplants: candidates' changed tasks are searched anew. "
+        "associated: of the groups behind a task only the first is pruned.",
     )
 
     @model_validator(mode="after")
@@ -346,6 +375,18 @@ class BudgetConfig(Section):
     max_rounds: int = Field(default=30, ge=0, description="Rounds of propose and judge.")
     max_hours: float = Field(
         default=240.0, gt=0.0, description="Wall-clock time of the search loop."
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="Accepted steps.")
+    max_device_hours: float | None = Field(
+        default=None, gt=0.0, description="Use of the target's devices by the search loop."
+    )
+    max_gpu_hours: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Training of candidates, all together; of CPUs where there is no GPU.",
+    )
+    max_measured_programs: int | None = Field(
+        default=None, ge=1, description="Programs measured by the search loop."
     )
 
 

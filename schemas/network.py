@@ -29,6 +29,10 @@ class ChannelGroup(Schema):
     prunable: bool = True
     reason: str = Field(default="", description="Why it is not prunable.")
 
+    def share(self, fraction: float) -> int:
+        """A share of its channels: the nearest multiple of its divisor, never none."""
+        return max(1, round(self.channels // self.divisor * fraction)) * self.divisor
+
 
 class Structure(Schema):
     """A pruned network's structure: the width of every group that is not dense."""

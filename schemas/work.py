@@ -68,6 +68,9 @@ class TuneWork(_Work):
     modules: tuple[str, ...] | None = None
 
 
+ScreeningKind = Literal["transplant", "search", "search_all"]
+
+
 class ScreenWork(_Work, Timed):
     """Transplant every program a candidate affects and measure the variants on the device."""
 
@@ -76,6 +79,12 @@ class ScreenWork(_Work, Timed):
     kind: Literal["screen"] = "screen"
     target: str
     candidate: Candidate
+    by: ScreeningKind = Field(
+        default="transplant",
+        description="transplant: no search. search: the changed tasks are searched instead, "
+        "search_all: all tasks once more.",
+    )
+    trials_per_task: int = Field(default=0, ge=0, description="Of such a search.")
     costs_ms: dict[str, float] = Field(
         default_factory=dict,
         description="What one call of each of the parent's tasks costs the parent. Not in the key.",
@@ -125,6 +134,11 @@ class Prepared(Schema):
     kind: Literal["prepared"] = "prepared"
     dense: Trained
     groups: tuple[ChannelGroup, ...]
+    ladder: tuple[Structure, ...] = Field(
+        default=(),
+        description="For the policy global: ever narrower structures, by the importance of "
+        "channels over the whole network.",
+    )
 
 
 class UniformTrained(Schema):

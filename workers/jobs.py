@@ -21,6 +21,7 @@ from schemas.work import (
 )
 from workers.networks import Networks
 from workers.pruning.fold import exported_program
+from workers.pruning.ladder import global_ladder
 from workers.pruning.surgery import prune_to
 from workers.training.metrics import evaluate
 from workers.training.train import ProgressEvent, train
@@ -70,9 +71,11 @@ class TrainingJobs:
         recipe = self._config.train
         if load_checkpoint(model, self._config.model):
             recipe = recipe.model_copy(update={"epochs": 0})
-        return Prepared(
-            dense=self._trained(model, Structure(), recipe, self._config.seed), groups=groups
-        )
+        dense = self._trained(model, Structure(), recipe, self._config.seed)
+        ladder: tuple[Structure, ...] = ()
+        if self._config.prune.policy == "global":
+            ladder = global_ladder(model, self._networks.image, groups, self._config.prune)
+        return Prepared(dense=dense, groups=groups, ladder=ladder)
 
     def _fine_tune(self, work: FineTuneWork) -> Trained:
         parent = self._networks.load(work.parent)

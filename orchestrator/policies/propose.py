@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Sequence
 
+from orchestrator.policies.base import Proposal
+from orchestrator.policies.candidates import candidate_of, groups_behind, open_groups
 from orchestrator.states import RankedTask
-from orchestrator.widths import GroupWidths, group_widths, joint_widths, least_width
-from schemas.base import Schema, content_key
+from orchestrator.widths import joint_widths
 from schemas.config import PruneConfig
-from schemas.network import ChannelGroup, Structure, Trained
+from schemas.network import ChannelGroup, Trained
 from schemas.work import Candidate, Tuned
-
-
-class Proposal(Schema):
-    """Candidates, and why the tasks passed over on the way gave none."""
-
-    candidates: tuple[Candidate, ...]
-    passed_over: tuple[str, ...]
-
-
-def rank_tasks(tuned: Tuned) -> tuple[RankedTask, ...]:
-    """The tasks by the cost of a call times subgraphs, slowest first."""
-    names = {task.task_id: task.name for task in tuned.table.tasks}
-    calls = {entry.task_id: entry.cost_ms for entry in tuned.latencies}
-    totals = {task_id: cost * tuned.table.weight(task_id) for task_id, cost in calls.items()}
-    whole = sum(totals.values())
-    return tuple(
-        RankedTask(
-            task_id=task_id,
-            name=names.get(task_id, task_id),
-            call_ms=calls[task_id],
-            total_ms=total,
-            share=total / whole if whole > 0 else 0.0,
-        )
-        for task_id, total in sorted(totals.items(), key=lambda item: (-item[1], item[0]))
-    )
 
 
 def propose(
@@ -61,19 +36,19 @@ def propose(
         if task.task_id in set_aside:
             passed_over.append(f"{task.name}: set aside")
             continue
-        behind = _groups_behind(tuned.table.modules(task.task_id), groups)
+        behind = groups_behind(task.task_id, tuned, groups, config)
         if not behind:
             continue
-        open_groups, refusals = _with_widths(behind, parent.structure, tuned, config)
-        if not open_groups:
+        found, refusals = open_groups(behind, parent.structure, tuned, config)
+        if not found:
             passed_over.append(f"{task.name}: {'; '.join(refusals)}")
             continue
-        names = [group.group_id for group in open_groups]
+        names = [group.group_id for group in found]
         cuts = [
             dict(zip(names, widths, strict=True))
-            for widths in spread(joint_widths(open_groups), config.widths_per_task)
+            for widths in spread(joint_widths(found), config.widths_per_task)
         ]
-        made = [_candidate(task, task.name, parent, groups, cut) for cut in cuts]
+        made = [candidate_of(task.task_id, task.name, parent, groups, cut) for cut in cuts]
         new = {item.candidate_id: item for item in made if item.candidate_id not in tried}
         if not new.keys() - fresh.keys():
             passed_over.append(f"{task.name}: every width proposed for it has been tried")
@@ -105,42 +80,6 @@ def spread(cuts: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]
     return chosen
 
 
-def _groups_behind(modules: Sequence[str], groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    return [
-        group
-        for group in groups
-        if group.prunable and any(producer in modules for producer in group.producers)
-    ]
-
-
-def _with_widths(
-    groups: Sequence[ChannelGroup], structure: Structure, tuned: Tuned, config: PruneConfig
-) -> tuple[list[GroupWidths], list[str]]:
-    found = [
-        group_widths(
-            group,
-            structure.widths.get(group.group_id, group.channels),
-            tuned,
-            _least(group, config),
-        )
-        for group in groups
-    ]
-    return (
-        [group for group in found if group.widths],
-        [f"{group.group_id}: {group.reason}" for group in found if not group.widths],
-    )
-
-
-def _least(group: ChannelGroup, config: PruneConfig) -> int:
-    """The least width that the configuration allows the group."""
-    asked = (
-        width
-        for pattern, width in config.min_widths.items()
-        if any(fnmatchcase(name, pattern) for name in group.producers)
-    )
-    return max(least_width(group.channels, config.min_width_fraction), *asked, 1)
-
-
 def _together(
     cuts_of: Sequence[tuple[RankedTask, list[dict[str, int]]]],
     parent: Trained,
@@ -157,27 +96,5 @@ def _together(
         for _, cuts in cuts_of:
             for group, width in cuts[min(depth, len(cuts) - 1)].items():
                 joint.setdefault(group, width)
-        made.append(_candidate(slowest, name, parent, groups, joint))
+        made.append(candidate_of(slowest.task_id, name, parent, groups, joint))
     return made
-
-
-def _candidate(
-    task: RankedTask,
-    name: str,
-    parent: Trained,
-    groups: Sequence[ChannelGroup],
-    cut: Mapping[str, int],
-) -> Candidate:
-    dense = {group.group_id: group.channels for group in groups}
-    before = parent.structure.widths
-    structure = parent.structure.with_widths(dict(cut))
-    return Candidate(
-        candidate_id=content_key(parent.weights, structure.widths)[:16],
-        task_id=task.task_id,
-        task_name=name,
-        parent=parent,
-        structure=structure,
-        groups=tuple(cut),
-        widths_before=tuple(before.get(group, dense[group]) for group in cut),
-        widths_after=tuple(cut.values()),
-    )

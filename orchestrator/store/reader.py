@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.states import AnyState, Cancelled, Decision, Failed, Search
 from orchestrator.store.base import Event, Ledger, LedgerNotBegun
 from orchestrator.store.sqlite import SqliteLedger
+from schemas.network import ChannelGroup
 from schemas.record import (
     EventRecord,
     RunRecord,
@@ -16,7 +17,15 @@ from schemas.record import (
     TargetRecord,
     WorkRecord,
 )
-from schemas.work import Compared, FineTuned, Screened, ScreenWork
+from schemas.work import (
+    Candidate,
+    Compared,
+    FineTuned,
+    FineTuneWork,
+    Prepared,
+    Screened,
+    ScreenWork,
+)
 
 LEDGER = "ledger.sqlite"
 
@@ -138,18 +147,45 @@ def search_of(state: AnyState) -> Search | None:
 
 
 def _step(decision: Decision, work: dict[str, WorkRecord]) -> StepRecord:
-    screen = work[decision.screen_key]
-    assert isinstance(screen.work, ScreenWork) and isinstance(screen.outcome, Screened)
+    screen = work[decision.screen_key].outcome if decision.screen_key else None
     trained = work[decision.fine_tune_key].outcome if decision.fine_tune_key else None
     compared = work[decision.compare_key].outcome if decision.compare_key else None
-    measured = screen.outcome.tuned is not None
+    measured = screen if isinstance(screen, Screened) and screen.tuned is not None else None
     return StepRecord(
         round=decision.round,
-        candidate=screen.work.candidate,
-        parent_ms=screen.outcome.parent_ms if measured else None,
-        screened_ms=screen.outcome.candidate_ms if measured else None,
+        candidate=_candidate(decision, work),
+        parent_ms=measured.parent_ms if measured else None,
+        screened_ms=measured.candidate_ms if measured else None,
         val_accuracy=trained.network.val_accuracy if isinstance(trained, FineTuned) else None,
         comparison=compared.comparison if isinstance(compared, Compared) else None,
         accepted=decision.accepted,
         reason=decision.reason,
     )
+
+
+def _candidate(decision: Decision, work: dict[str, WorkRecord]) -> Candidate:
+    """The candidate that was decided upon, as its screening or its training knew it."""
+    if decision.screen_key:
+        screening = work[decision.screen_key].work
+        assert isinstance(screening, ScreenWork)
+        return screening.candidate
+    assert decision.fine_tune_key
+    training = work[decision.fine_tune_key].work
+    assert isinstance(training, FineTuneWork)
+    before, after = training.parent.structure.widths, training.structure.widths
+    dense = {item.group_id: item.channels for item in _groups(work)}
+    return Candidate(
+        candidate_id=decision.candidate_id,
+        task_id=decision.task_id,
+        task_name=decision.task_name,
+        parent=training.parent,
+        structure=training.structure,
+        groups=decision.groups,
+        widths_before=tuple(before.get(name, dense[name]) for name in decision.groups),
+        widths_after=tuple(after.get(name, dense[name]) for name in decision.groups),
+    )
+
+
+def _groups(work: dict[str, WorkRecord]) -> tuple[ChannelGroup, ...]:
+    found = (item.outcome for item in work.values() if isinstance(item.outcome, Prepared))
+    return next((outcome.groups for outcome in found), ())

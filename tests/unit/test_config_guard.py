@@ -34,7 +34,14 @@ def search() -> Search:
 
 def decision() -> Decision:
     return Decision(
-        round=1, candidate_id="c", task_id="t", screen_key="s", accepted=False, reason="slower"
+        round=1,
+        candidate_id="c",
+        task_id="t",
+        task_name="t",
+        groups=("g",),
+        screen_key="s",
+        accepted=False,
+        reason="slower",
     )
 
 

@@ -9,6 +9,8 @@ import fake_world
 import pytest
 from scipy import stats
 
+from orchestrator.policies.base import Proposal
+from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.gates import (
     accuracy_refusal,
     latency_gate,
@@ -17,7 +19,7 @@ from orchestrator.policies.gates import (
     t_quantile,
 )
 from orchestrator.policies.judge import judge, pointless
-from orchestrator.policies.propose import Proposal, propose, rank_tasks, spread
+from orchestrator.policies.propose import propose, spread
 from orchestrator.policies.retry import Failure, decide
 from orchestrator.policies.screen import Rejection, choose
 from orchestrator.states import Contender

@@ -95,12 +95,7 @@ def _run_once(model: nn.Module, example_input: Tensor) -> None:
 
 def uniform_widths(groups: Sequence[ChannelGroup], fraction: float) -> dict[str, int]:
     """``fraction`` of every prunable group's channels: a multiple of its divisor, never none."""
-    widths = {}
-    for group in groups:
-        if group.prunable:
-            places = group.channels // group.divisor
-            widths[group.group_id] = max(1, round(places * fraction)) * group.divisor
-    return widths
+    return {group.group_id: group.share(fraction) for group in groups if group.prunable}
 
 
 def current_widths(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]:

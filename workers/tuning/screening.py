@@ -1,6 +1,7 @@
 """Screening a candidate: its parent's programs transplanted to the new widths and measured.
 
-No search: a handful of builds and some milliseconds of device time for each changed task.
+No search: a handful of builds and some milliseconds of device time for each changed task. Only the
+policies for comparison, and an ablation, have the tasks searched instead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager
 
 from schemas.config import TuneConfig
 from schemas.table import Program
-from schemas.work import Screened, ScreenWork, Tuned
+from schemas.work import Screened, ScreenWork, Tuned, TuneWork
 from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.tasks import Workload
 from workers.measuring.gauge import Gauge
@@ -43,7 +44,7 @@ class Screener:
         self._working = working
 
     def screen(self, work: ScreenWork) -> Screened:
-        """Transplant, build and measure every program that the candidate changes."""
+        """Find programs for what the candidate changes, and say how it compares with its parent."""
         began, device_s = time.monotonic(), self._gauge.device_s
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
@@ -52,6 +53,47 @@ class Screener:
             parent = self._bundles.of_structure(candidate.parent.structure)
             bundle = self._bundles.of_structure(candidate.structure)
         parents = self._tuner.stored(parent)
+        if work.by == "transplant":
+            self._transplanted(work, parent, parents, bundle)
+        else:
+            self._searched(work, parents, bundle)
+        self._gauge.release()
+        tuned = self._tuner.summary(
+            bundle,
+            measured=counts.measured - measured,
+            failed=counts.failed - failed,
+            device_s=self._gauge.device_s - device_s,
+            wall_s=time.monotonic() - began,
+        )
+        return self._verdict(work, parent, parents, bundle, tuned)
+
+    def _searched(
+        self, work: ScreenWork, parents: dict[str, list[Program]], bundle: Bundle
+    ) -> None:
+        """Search the changed tasks, or all of them once more."""
+        changed = (
+            subgraph.module
+            for subgraph in bundle.table.subgraphs
+            if subgraph.module is not None and subgraph.task_id not in parents
+        )
+        every = work.by == "search_all"
+        candidate = work.candidate
+        search = TuneWork(
+            target=work.target,
+            network=candidate.parent.model_copy(update={"structure": candidate.structure}),
+            trials_per_task=work.trials_per_task,
+            added_trials=every,
+            modules=None if every else tuple(dict.fromkeys(changed)),
+        )
+        self._tuner.tune_bundle(search, bundle)
+
+    def _transplanted(
+        self,
+        work: ScreenWork,
+        parent: Bundle,
+        parents: dict[str, list[Program]],
+        bundle: Bundle,
+    ) -> None:
         own = self._tuner.stored(bundle)
         for task_id, parent_id in _origins(parent, bundle).items():
             earlier = [p for p in own[task_id] if p.batch != work.key]
@@ -65,15 +107,6 @@ class Screener:
                 self._measure(
                     parent.workloads[parent_id], parents[parent_id], workload, trials, work
                 )
-        self._gauge.release()
-        tuned = self._tuner.summary(
-            bundle,
-            measured=counts.measured - measured,
-            failed=counts.failed - failed,
-            device_s=self._gauge.device_s - device_s,
-            wall_s=time.monotonic() - began,
-        )
-        return self._verdict(work, parent, parents, bundle, tuned)
 
     def _measure(
         self,

@@ -1,0 +1,73 @@
+"""What a policy is: it looks at data, returns decisions, and touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.policies.judge import Verdict
+from orchestrator.policies.screen import ScreenDecision
+from orchestrator.states import Contender, RankedTask, Search
+from schemas.base import Schema
+from schemas.config import PruneConfig
+from schemas.table import Comparison
+from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy sees when it proposes."""
+
+    search: Search
+    ranking: Sequence[RankedTask]
+    programs: Tuned
+    prepared: Prepared
+    config: PruneConfig
+
+    @property
+    def tried(self) -> set[str]:
+        """Candidates that have been decided upon."""
+        return {decision.candidate_id for decision in self.search.decisions}
+
+
+class Proposal(Schema):
+    """Candidates, and why what was passed over on the way gave none."""
+
+    candidates: tuple[Candidate, ...]
+    passed_over: tuple[str, ...] = ()
+
+
+class Policy(Protocol):
+    """How a search goes on.
+
+    ``screening``: how candidates' programs are found before any training; None where candidates are
+    trained at once and taken when they meet the floor, whatever their latency. ``gates_steps``:
+    whether a step has to keep ``prune.step_accuracy_ratio`` besides the floor.
+    """
+
+    screening: ScreeningKind | None
+    gates_steps: bool
+
+    def propose(self, view: View) -> Proposal:
+        """What to try next; no candidates end the search."""
+        ...
+
+    def choose(
+        self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig
+    ) -> ScreenDecision:
+        """Which of the screened candidates are trained."""
+        ...
+
+    def shortlist(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """Which of those that kept their accuracy are compared on the device."""
+        ...
+
+    def judge(
+        self,
+        contenders: Sequence[tuple[Contender, Comparison]],
+        parent_val_accuracy: float,
+        config: PruneConfig,
+    ) -> Verdict:
+        """Which of the compared candidates is the next step, if any."""
+        ...

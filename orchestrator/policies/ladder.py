@@ -1,0 +1,105 @@
+"""Policies for comparison that know one ratio for the whole network: uniform and global pruning.
+
+Candidates are rungs of a ladder of ever narrower structures. The search climbs down it while the
+floor is met, the steps halved when it is not; between two attempts at the last step the network is
+trained further. Latency is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.policies.base import Proposal, View
+from orchestrator.policies.candidates import candidate_of, least_of
+from orchestrator.policies.parallel import Parallel
+from schemas.network import Structure
+from schemas.work import ScreeningKind
+
+SHARES = tuple(share / 20 for share in range(19, 0, -1))
+"""Of every width, or of all channels: what is kept on each rung."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """The next candidate: a rung; ``recovers`` where it is the one that has been reached."""
+
+    rung: int
+    recovers: bool
+
+
+class Ladder(Parallel):
+    """Climbs down a ladder of structures."""
+
+    screening: ScreeningKind | None = None
+    gates_steps = False
+
+    def rungs(self, view: View) -> list[tuple[str, Structure]]:
+        """The structures, from the widest to the narrowest, with their names."""
+        raise NotImplementedError
+
+    def propose(self, view: View) -> Proposal:
+        """The next rung, from the network that has been reached."""
+        rungs = self.rungs(view)
+        accepted = [decision.accepted for decision in view.search.decisions]
+        move = next_move(len(rungs), accepted, view.config.least_candidates)
+        if move is None:
+            return Proposal(candidates=(), passed_over=("the floor does not allow a narrower one",))
+        name, structure = rungs[move.rung]
+        name = f"{name}, trained further" if move.recovers else name
+        current = view.search.current
+        made = candidate_of("", name, current, view.prepared.groups, structure.widths)
+        return Proposal(candidates=(made,))
+
+
+class Uniform(Ladder):
+    """The same share of every width (the uniform baseline of Li et al., ICLR 2017)."""
+
+    def rungs(self, view: View) -> list[tuple[str, Structure]]:
+        """From 95 % of every width in steps of 5 %."""
+        found: dict[tuple[int, ...], tuple[str, Structure]] = {}
+        groups = [group for group in view.prepared.groups if group.prunable]
+        for share in SHARES:
+            widths = {
+                group.group_id: max(group.share(share), least_of(group, view.config))
+                for group in groups
+            }
+            structure = Structure().with_widths(widths)
+            found.setdefault(tuple(widths.values()), (f"{share:.0%} of every width", structure))
+        dense = tuple(group.channels for group in groups)
+        return [rung for widths, rung in found.items() if widths != dense]
+
+
+class Global(Ladder):
+    """One threshold over the whole network's channel importances (Fang et al., DepGraph)."""
+
+    def rungs(self, view: View) -> list[tuple[str, Structure]]:
+        """The structures that the preparation found."""
+        ladder = view.prepared.ladder
+        return [(f"global pruning, rung {n} of {len(ladder)}", s) for n, s in enumerate(ladder, 1)]
+
+
+def next_move(rungs: int, accepted: Sequence[bool], least_candidates: int = 0) -> Move | None:
+    """What follows these decisions; None at the end of the ladder.
+
+    The first steps are a quarter of the ladder. A single step that misses the floor is tried once
+    more after further training, and again while fewer than ``least_candidates`` were decided.
+    """
+    reached, step = -1, max(1, rungs // 4)
+    recovers = recovered = False
+    for met in accepted:
+        if recovers:
+            if not met:
+                return None
+            recovers, recovered = False, True
+        elif met:
+            reached, recovered = min(reached + step, rungs - 1), False
+        elif step > 1:
+            step //= 2
+        elif recovered and len(accepted) >= least_candidates:
+            return None
+        else:
+            recovers = True
+    if reached == rungs - 1 or (recovers and reached < 0):
+        return None
+    return Move(rung=reached if recovers else min(reached + step, rungs - 1), recovers=recovers)

@@ -1,0 +1,55 @@
+"""The default policy: candidates of several tasks and widths side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.policies.base import Proposal, View
+from orchestrator.policies.judge import Verdict, judge
+from orchestrator.policies.propose import propose
+from orchestrator.policies.screen import ScreenDecision, choose
+from orchestrator.states import Contender
+from schemas.config import PruneConfig
+from schemas.table import Comparison
+from schemas.work import Candidate, Screened, ScreeningKind
+
+
+class Parallel:
+    """Several tasks and widths screened at once, the best few trained at once.
+
+    The step taken is the one that gains most latency for the accuracy it costs.
+    """
+
+    screening: ScreeningKind | None = "transplant"
+    gates_steps = True
+
+    def propose(self, view: View) -> Proposal:
+        """Cuts of the slowest tasks that are not set aside, each alone and all together."""
+        return propose(
+            view.ranking,
+            view.programs,
+            view.prepared.groups,
+            view.search.current,
+            view.search.set_aside,
+            view.tried,
+            view.config,
+        )
+
+    def choose(
+        self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig
+    ) -> ScreenDecision:
+        """Those with the largest gain, of different tasks first."""
+        return choose(screened, config)
+
+    def shortlist(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """All of them."""
+        return list(contenders)
+
+    def judge(
+        self,
+        contenders: Sequence[tuple[Contender, Comparison]],
+        parent_val_accuracy: float,
+        config: PruneConfig,
+    ) -> Verdict:
+        """The most latency gained for the accuracy lost."""
+        return judge(contenders, parent_val_accuracy, config)

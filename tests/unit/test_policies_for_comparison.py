@@ -1,0 +1,198 @@
+"""The paper's policy and the baselines' ones, as decisions and in whole searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fake_world
+import pytest
+from driver_world import decisions, go
+from machine_world import World
+
+from orchestrator import machine
+from orchestrator.policies.ladder import Move, next_move
+from orchestrator.states import AnyState, Done, FineTuning, Screening
+from schemas.config import PolicyName, RunConfig
+from schemas.network import Structure
+from schemas.work import CompareWork, PrepareWork, ScreenWork, TuneWork
+
+LADDER = tuple(
+    Structure(widths={"deep": 32 - 4 * rung, "flat": 48 - 4 * rung}) for rung in range(1, 8)
+)
+
+
+def config(policy: PolicyName, **prune: object) -> RunConfig:
+    return fake_world.config(
+        prune={"max_accuracy_drop": 0.03, "policy": policy, **prune}, budget={"max_rounds": 60}
+    )
+
+
+def search(policy: PolicyName, **prune: object) -> tuple[World, Done, list[AnyState]]:
+    world, states = World(config(policy, **prune)), []
+    state: AnyState = machine.start("host")
+    while not state.is_terminal:
+        states.append(state)
+        canned = {}
+        if policy == "global":
+            dense = fake_world.outcome_of(PrepareWork())
+            canned = {"prepare": dense.model_copy(update={"ladder": LADDER})}
+        state = world.step(state, canned)
+    assert isinstance(state, Done)
+    return world, state, states
+
+
+# ----------------------------------------------------------------------------- the ladder
+
+
+def climb(rungs: int, lowest: int, least: int = 0) -> list[Move]:
+    """All moves of a search in which rungs up to ``lowest`` meet the floor."""
+    moves: list[Move] = []
+    accepted: list[bool] = []
+    while (move := next_move(rungs, accepted, least)) is not None:
+        moves.append(move)
+        accepted.append(move.recovers or move.rung <= lowest)
+        assert len(moves) < 100
+    return moves
+
+
+@pytest.mark.parametrize("lowest", range(-1, 19))
+def test_the_strongest_rung_that_meets_the_floor_is_found(lowest: int) -> None:
+    moves = climb(19, lowest)
+    reached = [move.rung for move in moves if not move.recovers and move.rung <= lowest]
+    assert (reached[-1] if reached else -1) == lowest
+    assert len(moves) <= 19
+
+
+def test_a_rung_is_tried_again_after_further_training() -> None:
+    moves = climb(19, 5)
+    assert moves[-2:] == [Move(5, recovers=True), Move(6, recovers=False)]
+
+
+def test_more_candidates_are_tried_where_the_other_side_had_more() -> None:
+    assert len(climb(19, 5, least=20)) >= 20 > len(climb(19, 5))
+
+
+def test_training_that_costs_accuracy_ends_the_climb() -> None:
+    assert next_move(4, [True, False]) == Move(0, recovers=True)
+    assert next_move(4, [True, False, False]) is None
+
+
+def test_there_is_nothing_to_climb_on_an_empty_ladder() -> None:
+    assert next_move(0, []) is None
+
+
+# ------------------------------------------------------------------------ whole searches
+
+
+@pytest.mark.parametrize("policy", ["uniform", "global"])
+def test_ladder_policies_look_at_the_accuracy_alone(policy: PolicyName) -> None:
+    world, done, states = search(policy, max_accuracy_drop=0.2, min_width_fraction=0.3)
+    assert not any(isinstance(state, Screening) for state in states)
+    assert not any(
+        work.kind in ("screen", "compare")
+        for state in states
+        for work in machine.work_of(state, world.config)
+    )
+    assert done.search.accepted > 0
+    assert done.final.val_accuracy >= done.search.floor
+    assert done.search.stopped_by.startswith("no step is left that pays")
+
+
+def test_uniform_pruning_cuts_every_group_alike() -> None:
+    _, _, states = search("uniform", max_accuracy_drop=0.2, min_width_fraction=0.5)
+    chosen = [s.chosen[0].structure for s in states if isinstance(s, FineTuning)]
+    shares = {
+        name: [structure.widths[name] / channels for structure in chosen]
+        for name, channels in fake_world.LAYERS.items()
+    }
+    for values in shares.values():
+        assert values == pytest.approx(shares["deep"], abs=0.03)
+        assert min(values) >= 0.5
+
+
+def test_a_run_of_a_ladder_can_be_read_and_gone_on_with(tmp_path: Path) -> None:
+    record = go(tmp_path / "a", config("uniform", min_width_fraction=0.3))
+    again = go(tmp_path / "a", config("uniform", min_width_fraction=0.3))
+    assert record.state == "done" and decisions(record) == decisions(again)
+    steps = record.targets[0].steps
+    assert steps[0].candidate.groups == tuple(sorted(fake_world.LAYERS))
+    assert steps[0].candidate.widths_before == (32, 48, 32, 32)
+    assert all(step.screened_ms is None and step.comparison is None for step in steps)
+
+
+def test_the_papers_policy_tries_one_candidate_at_a_time_from_the_slowest_task_on() -> None:
+    _, done, states = search("paper")
+    screened = [state for state in states if isinstance(state, Screening)]
+    assert all(len(state.candidates) == 1 for state in screened)
+    first = screened[0]
+    with_widths = [task.task_id for task in first.ranking]
+    assert first.candidates[0].task_id in with_widths[:2]
+    assert done.search.accepted > 0
+
+
+def test_the_papers_policy_never_returns_to_what_lost_its_accuracy() -> None:
+    _, done, _ = search("paper")
+    lost = [
+        index
+        for index, decision in enumerate(done.search.decisions)
+        if decision.fine_tune_key and not decision.compare_key
+    ]
+    assert len(lost) == 1 and done.search.decisions[lost[0]].groups == ("fragile",)
+    assert not any("fragile" in d.groups for d in done.search.decisions[lost[0] + 1 :])
+
+
+def test_the_papers_policy_cuts_deeper_after_a_cut_that_was_not_faster() -> None:
+    """``flat`` is never faster in the whole network: each time it is reached, one step deeper."""
+    _, _, states = search("paper")
+    widths = [
+        state.candidates[0].widths_after
+        for state in states
+        if isinstance(state, Screening) and state.candidates[0].groups == ("flat",)
+    ]
+    assert len(widths) > 1 and widths == sorted(set(widths), reverse=True)
+
+
+def test_the_originals_policy_tunes_every_task_again_for_every_candidate() -> None:
+    world, _, states = search("original")
+    works = [
+        work
+        for state in states
+        for work in machine.work_of(state, world.config)
+        if isinstance(work, ScreenWork)
+    ]
+    assert works and all(work.by == "search_all" for work in works)
+    assert all(work.trials_per_task == world.config.tune.trials_per_task for work in works)
+    assert not any(
+        isinstance(work, TuneWork) and work.added_trials
+        for state in states
+        for work in machine.work_of(state, world.config)
+    )
+
+
+def test_netadapt_takes_the_most_accurate_of_one_candidate_for_each_group() -> None:
+    world, done, states = search("netadapt", min_width_fraction=0.5)
+    first = next(state for state in states if isinstance(state, Screening))
+    assert [candidate.groups for candidate in first.candidates] == [
+        (name,) for name in fake_world.LAYERS
+    ]
+    assert [c.widths_after[0] / c.widths_before[0] for c in first.candidates] == [0.875] * 4
+    for state in states:
+        compared = [w for w in machine.work_of(state, world.config) if isinstance(w, CompareWork)]
+        assert len(compared) <= 1
+    rounds = {d.round: d for d in done.search.decisions if d.accepted}
+    assert rounds and done.search.accepted == len(rounds)
+
+
+def test_without_transplants_candidates_are_searched() -> None:
+    world, _, states = search("parallel", without=["transplants"])
+    works = [w for s in states for w in machine.work_of(s, world.config)]
+    assert {work.by for work in works if isinstance(work, ScreenWork)} == {"search"}
+
+
+def test_without_structure_widths_are_tenths() -> None:
+    _, _, states = search("parallel", without=["structure"])
+    first = next(state for state in states if isinstance(state, Screening))
+    for candidate in first.candidates:
+        for name, width in zip(candidate.groups, candidate.widths_after, strict=True):
+            channels = fake_world.LAYERS[name]
+            assert (channels - width) % round(channels / 10) == 0

@@ -1,0 +1,71 @@
+"""Global pruning as a method to compare with: how Torch-Pruning spreads a ratio over the layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from schemas.config import PruneConfig
+from schemas.network import ChannelGroup, Structure
+from workers.pruning.dependency import LAYERS, evaluating, on_device_of
+from workers.pruning.surgery import current_widths
+
+RUNGS = 19
+"""From 95 % to 5 % of all channels."""
+
+
+def global_ladder(
+    model: nn.Module,
+    example_input: Tensor,
+    groups: Sequence[ChannelGroup],
+    config: PruneConfig,
+) -> tuple[Structure, ...]:
+    """Ever narrower structures of a trained dense network, by one threshold for all channels.
+
+    Torch-Pruning's pruner with ``global_pruning`` and the group magnitude of Fang et al., DepGraph
+    (CVPR 2023), section 3.3, in ``RUNGS`` equal steps; ``model`` stays as it is. No group falls
+    below ``prune.min_width_fraction``. Which channels stay in a group is decided when the network
+    is cut, by ``prune.ranking``.
+    """
+    pruned = copy.deepcopy(model)
+    free = {name for group in groups if group.prunable for name in group.producers}
+    fixed = [
+        layer
+        for name, layer in pruned.named_modules()
+        if isinstance(layer, LAYERS) and name not in free
+    ]
+    with evaluating(pruned):
+        pruner = tp.pruner.BasePruner(
+            pruned,
+            on_device_of(pruned, example_input),
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True,
+            pruning_ratio=RUNGS / (RUNGS + 1),
+            max_pruning_ratio=1.0 - config.min_width_fraction,
+            iterative_steps=RUNGS,
+            ignored_layers=fixed,
+        )
+        prunable = [group for group in groups if group.prunable]
+        found: list[Structure] = []
+        for _ in range(RUNGS):
+            pruner.step()
+            widths = current_widths(pruned, prunable)
+            structure = Structure().with_widths(
+                {
+                    group.group_id: _allowed(group, widths[group.group_id], config)
+                    for group in prunable
+                }
+            )
+            if structure not in found:
+                found.append(structure)
+    dense = Structure().with_widths({group.group_id: group.channels for group in prunable})
+    return tuple(structure for structure in found if structure != dense)
+
+
+def _allowed(group: ChannelGroup, width: int, config: PruneConfig) -> int:
+    least = max(width, math.ceil(config.min_width_fraction * group.channels))
+    return min(group.channels, -(-least // group.divisor) * group.divisor)
