@@ -77,7 +77,7 @@ def plan(config_path: ConfigPath, settings: Settings = None) -> None:
     config = _load(config_path, settings)
     made = planning.make_plan(config)
     folder = planning.run_folder(config)
-    typer.echo(f"{config.run}: {config.model.name} on {config.data.name}, seed {config.seed}")
+    typer.echo(f"{config.run}: {config.model.name} on {config.data.title}, seed {config.seed}")
     typer.echo(f"run folder: {folder}" + (" (exists: would go on)" if folder.exists() else ""))
     typer.echo(f"records: {planning.records(config)}")
     typer.echo(f"accuracy floor: {_floor(config)}\n")

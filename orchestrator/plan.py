@@ -25,6 +25,9 @@ Range = tuple[float, float]
 
 TASKS: dict[str, Range] = {
     "small_resnet": (8, 12),
+    "resnet18_cifar": (12, 22),
+    "vgg16_cifar": (10, 18),
+    "mobilenet_v2_cifar": (25, 40),
     "torchvision:resnet18": (12, 22),
     "torchvision:mobilenet_v2": (25, 40),
     "torchvision:vgg16_bn": (10, 16),
@@ -42,7 +45,10 @@ START_S: Range = (10.0, 40.0)
 """Ray, tracker, devices, and the first imports of the warm processes."""
 IMAGE_S: Range = (0.0004, 0.004)
 """Training on one 32x32 image, forward and backward, small network on 2 cores; GPUs are faster."""
-IMAGES = {"digits": 1078, "cifar10": 40_000}
+WORK = {"resnet18_cifar": 46.0, "vgg16_cifar": 26.0, "mobilenet_v2_cifar": 8.0}
+"""Multiply-adds on an image of those networks at their default width, over small_resnet's; 1 for
+others, whose cost is not known here."""
+IMAGES = {"digits": 1078, "drawn": 6000, "cifar10": 40_000}
 """Training images of the data sets whose size is known without reading them."""
 ROUNDS: Range = (3, 12)
 """Rounds until no step pays, where the budget allows them."""
@@ -109,11 +115,7 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     tune, prune, fine = config.tune, config.prune, config.fine_tune
     targets = len(config.targets)
     tasks = TASKS.get(config.model.name, UNKNOWN_TASKS)
-    images = IMAGES.get(config.data.name)
-    epoch: Range | None = None
-    if images is not None:
-        pixels = (config.data.image_size / 32) ** 2
-        epoch = _times(IMAGE_S, images * pixels)
+    epoch = _epoch(config)
     rounds = (min(ROUNDS[0], config.budget.max_rounds), min(ROUNDS[1], config.budget.max_rounds))
     yield Phase("start", "Ray, tracker, devices", START_S)
     if config.model.checkpoint:
@@ -161,6 +163,25 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
         _sum(_product(tasks, _times(PROGRAM_S, tuned * targets)), _times(epoch, training)),
     )
     yield Phase("export", "test split, library, ONNX, report", _times(EXPORT_S, targets))
+
+
+def _epoch(config: RunConfig) -> Range | None:
+    """Seconds of training on every image once, None where their number is not known."""
+    model, data = config.model, config.data
+    images: float | None = IMAGES.get(data.name)
+    if images is None:
+        return None
+    if data.synthetic:
+        images = _number(data.arguments.get("train"), images)
+    width = _number(model.arguments.get("width"), 64) / 64
+    fraction = _number(model.arguments.get("fraction"), 1)
+    work = max(1.0, WORK.get(model.name, 1.0) * (width * fraction) ** 2)
+    return _times(IMAGE_S, images * work * (data.image_size / 32) ** 2)
+
+
+def _number(value: object, default: float) -> float:
+    """An argument as it stands in the configuration, unless it is missing or no number."""
+    return value if isinstance(value, int | float) else default
 
 
 def _times(span: Range | None, factor: float) -> Range | None:

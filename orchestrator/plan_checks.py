@@ -21,8 +21,8 @@ from orchestrator.wording import count
 if TYPE_CHECKING:
     from schemas.config import RunConfig, TargetConfig
 
-OWN_NETWORKS = ("small_resnet",)
-DATA_SETS = ("digits", "cifar10", "imagefolder")
+OWN_NETWORKS = ("small_resnet", "resnet18_cifar", "vgg16_cifar", "mobilenet_v2_cifar")
+DATA_SETS = ("digits", "drawn", "cifar10", "imagefolder")
 KNOWN_TORCHVISION = ("resnet18", "mobilenet_v2", "vgg16_bn")
 """Networks of torchvision that need no import of it (5 s) to be known."""
 TRACKER_WAIT_S = 3.0

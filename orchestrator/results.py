@@ -17,6 +17,8 @@ def lines(summary: Summary) -> Iterator[str]:
     yield f"{summary.run}: {summary.state} after {summary.wall_s:.0f} s"
     if summary.error:
         yield f"error: {summary.error}"
+    if summary.synthetic_data:
+        yield "SYNTHETIC data: accuracies are on drawn images, not on real ones"
     for target in summary.targets:
         if target.simulated:
             yield (

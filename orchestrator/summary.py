@@ -52,6 +52,7 @@ def summarise(record: RunRecord) -> Summary:
         wall_s=record.wall_s,
         started=record.started,
         versions=record.versions,
+        synthetic_data=record.config.data.synthetic,
         phases_s=record.phases_s,
         targets=[_target(record, target) for target in known.values()],
     )

@@ -48,8 +48,8 @@ class ModelConfig(Section):
 
     name: str = Field(
         default="small_resnet",
-        description="A network of this project (small_resnet), torchvision:NAME, or "
-        "module:function.",
+        description="A network of this project (small_resnet, resnet18_cifar, vgg16_cifar, "
+        "mobilenet_v2_cifar), torchvision:NAME, or module:function.",
     )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments handed to the model's constructor."
@@ -66,11 +66,14 @@ class DataConfig(Section):
 
     name: str = Field(
         default="digits",
-        description="digits, cifar10, imagefolder, or module:function returning the three splits.",
+        description="digits, drawn (synthetic images), cifar10, imagefolder, or module:function "
+        "returning the three splits.",
     )
     root: str | None = Field(default=None, description="Folder of cifar10 or imagefolder data.")
     arguments: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Keyword arguments handed to module:function."
+        default_factory=dict,
+        description="Keyword arguments handed to module:function, or to drawn: train, "
+        "validation and test (numbers of images) and noise (standard deviation, from 0 to 1).",
     )
     image_size: int = Field(default=32, ge=1, description="Height and width in pixels.")
     validation_fraction: float = Field(
@@ -82,6 +85,16 @@ class DataConfig(Section):
         lt=1.0,
         description="Share held out to the end, where the data set has no test split of its own.",
     )
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are drawn by this project, and show nothing that was ever seen."""
+        return self.name == "drawn"
+
+    @property
+    def title(self) -> str:
+        """The name for people, who are always told that a data set is synthetic."""
+        return f"{self.name} (synthetic)" if self.synthetic else self.name
 
     @model_validator(mode="after")
     def _needs_root(self) -> DataConfig:

@@ -136,6 +136,9 @@ class Summary(Schema):
     )
     started: int = Field(description="How often the run was started.")
     versions: dict[str, str]
+    synthetic_data: bool = Field(
+        default=False, description="True when accuracies are on drawn images, not on real ones."
+    )
     phases_s: dict[str, float] = Field(
         description="State -> seconds spent in it, summed over the targets: several are worked on "
         "at the same time, and their sum then exceeds wall_s."

@@ -434,7 +434,7 @@ def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
 
 
 def _network_name(record: RunRecord) -> str:
-    return f"{record.config.model.name} on {record.config.data.name}"
+    return f"{record.config.model.name} on {record.config.data.title}"
 
 
 def _device(target: TargetSummary) -> str:

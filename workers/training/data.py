@@ -7,6 +7,7 @@ drawn from the training images, stratified by class: the same seed gives the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch.utils.data import Subset
 
 from schemas.config import DataConfig
 from workers.errors import UserError, cause_of
+from workers.training.drawn import drawn_splits
 from workers.training.images import Preprocessing, Splits, TensorImages, sampled
 from workers.training.own_images import splits_of_function
+from workers.training.references import call_reference
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -32,6 +35,10 @@ _FOLDERS = {
 
 def load_splits(config: DataConfig, seed: int) -> Splits:
     """The train, validation and test split. Raises ``UserError`` for a source that is unusable."""
+    if config.name == "drawn":
+        draw = partial(drawn_splits, config.image_size, seed)
+        splits: Splits = call_reference(draw, config.arguments, {}, "data.name", config.name)
+        return splits
     if config.arguments and ":" not in config.name:
         raise UserError(
             "data.arguments", f"{config.name} takes none", "remove them, or name a module:function"
@@ -47,7 +54,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     raise UserError(
         "data.name",
         f"there is no data set {config.name!r}",
-        "use digits, cifar10, imagefolder or module:function",
+        "use digits, drawn, cifar10, imagefolder or module:function",
     )
 
 

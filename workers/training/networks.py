@@ -12,10 +12,12 @@ from workers.errors import UserError, cause_of
 from workers.pruning.dependency import evaluating, first_tensor
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to, reinitialise, uniform_widths
+from workers.training.cifar_networks import CIFAR_NETWORKS
 from workers.training.references import call_reference, resolve_reference
 from workers.training.small_resnet import small_resnet
 
-_OWN = {"small_resnet": small_resnet}
+_SMALL_RESNET = "small_resnet"
+_OWN = {_SMALL_RESNET: small_resnet, **CIFAR_NETWORKS}
 _TORCHVISION = "torchvision:"
 
 
@@ -41,7 +43,7 @@ def build_model(
         example = torch.randn(1, in_channels, image_size, image_size)
         model = _dense(config, num_classes, in_channels, width_fraction, image_size)
         _check_shapes(config, model, example, num_classes)
-        if width_fraction < 1.0 and config.name not in _OWN:
+        if width_fraction < 1.0 and config.name != _SMALL_RESNET:
             groups = channel_groups(model, example)
             widths = uniform_widths(groups, width_fraction)
             model = reinitialise(prune_to(model, example, groups, widths, "first"))
@@ -58,14 +60,14 @@ def _dense(
 ) -> nn.Module:
     arguments = dict(config.arguments)
     if config.name in _OWN:
-        if width_fraction < 1.0:
+        if width_fraction < 1.0 and config.name == _SMALL_RESNET:
             for name, default in (("stem", 16), ("widths", (16, 32, 64))):
                 arguments[name] = _scaled(arguments.get(name, default), width_fraction)
         offered: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
         own: nn.Module = call_reference(
             _OWN[config.name], arguments, offered, "model.name", config.name
         )
-        return own
+        return _with_in_channels(own, in_channels) if config.name in CIFAR_NETWORKS else own
     if config.name.startswith(_TORCHVISION):
         return _torchvision(
             config.name.removeprefix(_TORCHVISION), arguments, num_classes, in_channels
@@ -116,11 +118,13 @@ def _torchvision(
         "model.name",
         f"{_TORCHVISION}{name}",
     )
-    return model if in_channels == 3 else _with_in_channels(model, in_channels)
+    return _with_in_channels(model, in_channels)
 
 
 def _with_in_channels(model: nn.Module, in_channels: int) -> nn.Module:
-    """Replaces the convolution that reads the image, in place."""
+    """Replaces the convolution that reads the image, in place, where it reads three channels."""
+    if in_channels == 3:
+        return model
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             parent, _, attribute = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Resolves ``module:function`` references in a configuration to the user's own code."""
+"""Resolves ``module:function`` references in a configuration, and checks arguments in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workers.errors import UserError, cause_of
+
+
+def check_count(field: str, value: object) -> None:
+    """Raises ``UserError`` that names the field where the value is no whole number above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(field, f"{value!r} is not a whole number of at least 1", "correct it")
+
+
+def check_number(field: str, value: object, low: float, high: float) -> None:
+    """Raises ``UserError`` that names the field where the value is no number from low to high."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+        return
+    raise UserError(field, f"{value!r} is not a number from {low:g} to {high:g}", "correct it")
 
 
 def resolve_reference(reference: str, field: str) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.errors import UserError
+from workers.training.references import check_count
 
 
 class BasicBlock(nn.Module):
@@ -86,13 +87,8 @@ def small_resnet(
 
     Raises ``UserError`` that names the argument which is no whole number, or no list of them.
     """
-    for name, value in (("stem", stem), ("blocks", blocks)):
-        if not _is_count(value):
-            raise UserError(
-                f"model.arguments.{name}",
-                f"{value!r} is not a whole number of at least 1",
-                "correct it",
-            )
+    check_count("model.arguments.stem", stem)
+    check_count("model.arguments.blocks", blocks)
     if not isinstance(widths, list | tuple) or not widths or not all(map(_is_count, widths)):
         raise UserError(
             "model.arguments.widths",
