@@ -210,6 +210,70 @@ def export(
 
 
 @app.command()
+def compare(
+    config_path: ConfigPath,
+    settings: Settings = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="Only this one beside dense; may be repeated."),
+    ] = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Ours with parts left out, instead of baselines.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Minutes instead of hours; proves little.")
+    ] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="70 trials for each task, as the paper's code.")
+    ] = False,
+    original_candidates: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="End the original algorithm after N candidates; 0: at its own end."
+        ),
+    ] = 20,
+) -> None:
+    """Compare pruning methods on one network and device, or go on with a comparison."""
+    from orchestrator.compare import methods as known
+    from orchestrator.compare.comparison import compare as compare_methods
+    from orchestrator.compare.page import HEADINGS, cells, headline, remarks
+    from orchestrator.plan import run_folder
+    from orchestrator.plan_checks import start_checks
+
+    config = _load(config_path, settings)
+    if paper:
+        config = known.with_trials(config, known.PAPER_TRIALS)
+    if quick:
+        config = known.quick(config)
+        original_candidates = min(original_candidates or 3, 3)
+    for check in start_checks(config):
+        if check.level == "fail":
+            message = f"{check.name}: {check.found}; {check.cure}."
+            _fail(message, 2 if check.wrong_input else 1)
+    offered = known.ABLATIONS if ablations else known.BASELINES
+    for name in method or ():
+        if name not in (known.OURS, *offered):
+            _fail(f"--method {name}: choose from {', '.join((known.OURS, *offered))}.", 2)
+    chosen = [known.OURS, *(name for name in offered if not method or name in method)]
+    folder = run_folder(config)
+    typer.echo(f"{config.run}: results go to {_relative(folder)}")
+    tables = compare_methods(
+        config,
+        folder,
+        chosen,
+        is_quick=quick,
+        original_candidates=original_candidates,
+        report=typer.echo,
+    )
+    for found in tables:
+        typer.echo(f"\n{found.target}: {headline(found)}")
+        _table([text.removeprefix("*") for text in HEADINGS], [cells(row) for row in found.rows])
+        for remark in remarks(found):
+            typer.echo(remark)
+    typer.echo(f"page: {_relative(folder / 'comparison.html')}")
+
+
+@app.command()
 def doctor() -> None:
     """Check whether this machine can run cprune, and say what to do where it cannot."""
     from orchestrator.doctor import examine

@@ -72,7 +72,7 @@ def name_checks(config: RunConfig) -> Iterator[Check]:
     """The network, the data set and the metric exist under the names that are given."""
     yield _model_check(config.model.name)
     yield _named("data.name", config.data.name, DATA_SETS)
-    if config.metric != "top1":
+    if config.metric not in ("top1", "top5"):
         yield _reference_check("metric", config.metric)
 
 

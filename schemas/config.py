@@ -446,7 +446,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     metric: str = Field(
-        default="top1", description="top1, or module:function(logits, labels) -> float."
+        default="top1", description="top1, top5, or module:function(logits, labels) -> float."
     )
     prune: PruneConfig
     tune: TuneConfig = TuneConfig()
@@ -466,8 +466,8 @@ class RunConfig(Section):
     @field_validator("metric")
     @classmethod
     def _metric(cls, value: str) -> str:
-        if value != "top1" and not _REFERENCE.match(value):
-            raise ValueError("metric is top1 or module:function")
+        if value not in ("top1", "top5") and not _REFERENCE.match(value):
+            raise ValueError("metric is top1, top5 or module:function")
         return value
 
     @model_validator(mode="after")

@@ -241,6 +241,7 @@ class ExportedNetwork(Schema):
     latency: Measurement
     val_accuracy: float
     test_accuracy: float
+    test_top5: float | None = Field(default=None, description="Where there are 20 classes or more.")
     info: NetworkInfo
 
 

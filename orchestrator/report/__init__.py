@@ -25,8 +25,8 @@ def write_report(record: RunRecord, run_dir: str | os.PathLike[str]) -> Path:
     folder = Path(run_dir)
     summary = summarise(record)
     page = folder / "report" / "index.html"
-    _replace(page, render(record, summary))
-    _replace(folder / "summary.json", summary_text(summary))
+    replace_file(page, render(record, summary))
+    replace_file(folder / "summary.json", summary_text(summary))
     return page
 
 
@@ -35,7 +35,8 @@ def summary_text(summary: Summary) -> str:
     return json.dumps(summary.model_dump(mode="json"), indent=2) + "\n"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file as a whole: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
 from orchestrator.configuration import resolved_yaml
 from orchestrator.report import pictures
+from orchestrator.report.html import (
+    big,
+    document,
+    duration,
+    milliseconds,
+    percent,
+    section,
+    share,
+    table,
+)
 from orchestrator.speedup import factor_of, in_words, remark
 from orchestrator.summary import prepared_of
 from orchestrator.wording import count
 from schemas.record import RunRecord, TargetRecord
 from schemas.summary import NetworkSummary, StepSummary, Summary, TargetSummary
-
-Draw = Callable[[pictures.Palette], str | None]
 
 
 def headline(target: TargetSummary) -> str:
@@ -24,12 +30,14 @@ def headline(target: TargetSummary) -> str:
         told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
         told = told.removesuffix(" than the dense network")
         joint = ", " if target.speedup_verdict == "dense" or "(" in told else " "
-        accuracy = _percent(target.final.val_accuracy)
+        accuracy = percent(target.final.val_accuracy)
         return f"{told[:1].upper()}{told[1:]}{joint}at {accuracy} validation accuracy"
     accepted = [step for step in target.steps if step.accepted]
     if accepted:
         last = accepted[-1]
-        reached = f", {_ms(last.latency_ms)}\u00a0ms" if last.latency_ms is not None else ""
+        reached = (
+            f", {milliseconds(last.latency_ms)}\u00a0ms" if last.latency_ms is not None else ""
+        )
         return f"No final result yet: {count(len(accepted), 'accepted step')}{reached}"
     return "No result yet"
 
@@ -37,18 +45,12 @@ def headline(target: TargetSummary) -> str:
 def render(record: RunRecord, summary: Summary) -> str:
     """The whole page as HTML text."""
     known = {target.target: target for target in record.targets}
-    style = resources.files("orchestrator.report").joinpath("style.css").read_text("utf-8")
     single = len(summary.targets) == 1
     title = headline(summary.targets[0]) if single else f"{len(summary.targets)} targets"
-    body: list[str | None] = [
-        "<header>",
-        f'<p class="kind">cprune · {escape(summary.run)} · {escape(_network_name(record))}'
-        + (f" on {escape(_device(summary.targets[0]))}" if single else "")
-        + "</p>",
-        f"<h1>{escape(title)}</h1>",
-        "</header>",
-        _state_banner(summary),
-    ]
+    kind = f"cprune · {summary.run} · {_network_name(record)}"
+    if single:
+        kind += f" on {_device(summary.targets[0])}"
+    body: list[str | None] = [_state_banner(summary)]
     if not single:
         body.append(_overview(summary.targets))
     for target in summary.targets:
@@ -56,14 +58,7 @@ def render(record: RunRecord, summary: Summary) -> str:
             body.append(f"<h2>{escape(target.target)}: {escape(headline(target))}</h2>")
         body += _target(record, known.get(target.target), target)
     body += _environment(record, summary)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(summary.run)}: {escape(title)}</title>"
-        f"<style>{style}</style></head><body>\n"
-        + "\n".join(filter(None, body))
-        + "\n</body></html>\n"
-    )
+    return document(kind, f"{summary.run}: {title}", title, body)
 
 
 # ------------------------------------------------------------------------------ one target
@@ -82,7 +77,7 @@ def _target(
     parts += [_lead(record, target), _facts(target), _networks(record, target)]
     if state is not None:
         parts.append(
-            _section(
+            section(
                 "Accuracy against latency",
                 lambda palette: pictures.accuracy_latency(record, state, target, palette),
                 "Every candidate that was judged. The line joins the accepted steps, beginning at "
@@ -93,7 +88,7 @@ def _target(
         )
     parts.append(_steps(target))
     parts.append(
-        _section(
+        section(
             "Where the time goes",
             lambda palette: pictures.time_per_task(target, palette),
             "Each row is a task of the dense network, named by its first layer."
@@ -107,7 +102,7 @@ def _target(
         )
     )
     parts.append(
-        _section(
+        section(
             "Widths",
             lambda palette: pictures.widths(target, palette),
             "Channel groups: layers whose channels are removed together.",
@@ -115,13 +110,13 @@ def _target(
     )
     if state is not None:
         parts.append(
-            _section(
+            section(
                 "What the search cost",
                 lambda palette: pictures.cost(record, state, palette),
                 f"{target.measured_programs:,} programs measured ({target.failed_programs:,} more "
                 f"did not build or run), {target.measured_models:,} whole networks, "
-                f"{_duration(target.device_s)} of device time, "
-                f"{_duration(target.train_s)} of training.",
+                f"{duration(target.device_s)} of device time, "
+                f"{duration(target.train_s)} of training.",
             )
         )
     parts.append(_artifacts(record, target))
@@ -134,9 +129,9 @@ def _lead(record: RunRecord, target: TargetSummary) -> str:
         base, final = target.baseline, target.final
         name = "final" if target.speedup_verdict == "dense" else "pruned"
         sentences.append(
-            f"The {name} network takes {_ms(final.latency_ms)}\u00a0ms for a batch of "
+            f"The {name} network takes {milliseconds(final.latency_ms)}\u00a0ms for a batch of "
             f"{record.config.input.batch_size} where the dense one takes "
-            f"{_ms(base.latency_ms)}\u00a0ms"
+            f"{milliseconds(base.latency_ms)}\u00a0ms"
             + (f", on {escape(target.device_model)}." if target.device_model else ".")
         )
         if target.speedup_verdict == "dense":
@@ -151,11 +146,11 @@ def _lead(record: RunRecord, target: TargetSummary) -> str:
             )
         if final.test_accuracy is not None and base.test_accuracy is not None:
             sentences.append(
-                f"On the test split, read once at the end: {_percent(final.test_accuracy)} "
-                f"(dense {_percent(base.test_accuracy)})."
+                f"On the test split, read once at the end: {percent(final.test_accuracy)} "
+                f"(dense {percent(base.test_accuracy)})."
             )
     if target.accuracy_floor is not None:
-        sentences.append(f"Accuracy floor: {_percent(target.accuracy_floor)} on validation images.")
+        sentences.append(f"Accuracy floor: {percent(target.accuracy_floor)} on validation images.")
     if target.stopped_by:
         sentences.append(f"The search ended: {escape(target.stopped_by.rstrip('.'))}.")
     return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""
@@ -169,16 +164,16 @@ def _facts(target: TargetSummary) -> str:
         ("fact main", *_speedup_fact(target)),
         (
             "fact",
-            f"{_ms(final.latency_ms)}\u00a0ms",
-            f"latency, dense {_ms(base.latency_ms)}\u00a0ms",
+            f"{milliseconds(final.latency_ms)}\u00a0ms",
+            f"latency, dense {milliseconds(base.latency_ms)}\u00a0ms",
         ),
         (
             "fact",
-            _percent(final.val_accuracy),
-            f"validation accuracy, dense {_percent(base.val_accuracy)}",
+            percent(final.val_accuracy),
+            f"validation accuracy, dense {percent(base.val_accuracy)}",
         ),
-        ("fact", _share(final.macs, base.macs), f"of the work, {_big(final.macs)} MACs"),
-        ("fact", _share(final.params, base.params), f"of the parameters, {_big(final.params)}"),
+        ("fact", share(final.macs, base.macs), f"of the work, {big(final.macs)} MACs"),
+        ("fact", share(final.params, base.params), f"of the parameters, {big(final.params)}"),
     ]
     inner = "".join(
         f'<div class="{kind}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
@@ -211,14 +206,14 @@ def _networks(record: RunRecord, target: TargetSummary) -> str:
         if network is None:
             continue
         strong = ' class="strong"' if network is target.final else ""
-        test = "" if network.test_accuracy is None else _percent(network.test_accuracy)
+        test = "" if network.test_accuracy is None else percent(network.test_accuracy)
         cells = [
-            f"{_ms(network.latency_ms)} ± {network.latency_ms_iqr / 2:#.2g}",
+            f"{milliseconds(network.latency_ms)} ± {network.latency_ms_iqr / 2:#.2g}",
             f"{network.fps:,.0f}",
-            _percent(network.val_accuracy),
+            percent(network.val_accuracy),
             test,
-            _big(network.macs),
-            _big(network.params),
+            big(network.macs),
+            big(network.params),
         ]
         rows.append(
             f"<tr{strong}><td>{escape(name)}</td>"
@@ -231,7 +226,7 @@ def _networks(record: RunRecord, target: TargetSummary) -> str:
         else ""
     )
     return (
-        _table(
+        table(
             [
                 "network",
                 "*latency, ms",
@@ -273,7 +268,7 @@ def _steps(target: TargetSummary) -> str:
     rows = [_step_row(number, step) for number, step in enumerate(target.steps, start=1)]
     return (
         f"<h3>Steps: {accepted} accepted of {len(target.steps)} decided</h3>"
-        + _table(
+        + table(
             ["", "task", "widths", "*screened, ms", "*network, ms", "*validation", "reason"], rows
         )
         + '<p class="muted">Screened: the sum of the programs, by transplant. Network: the whole '
@@ -288,9 +283,9 @@ def _step_row(number: int, step: StepSummary) -> str:
             step.groups, step.widths_before, step.widths_after, strict=False
         )
     )
-    latency = "" if step.latency_ms is None else f"{_ms(step.latency_ms)}"
-    screened = "" if step.screened_ms is None else f"{_ms(step.screened_ms)}"
-    accuracy = "" if step.val_accuracy is None else _percent(step.val_accuracy)
+    latency = "" if step.latency_ms is None else f"{milliseconds(step.latency_ms)}"
+    screened = "" if step.screened_ms is None else f"{milliseconds(step.screened_ms)}"
+    accuracy = "" if step.val_accuracy is None else percent(step.val_accuracy)
     kind, mark = ("accepted", "✓") if step.accepted else ("rejected", "✗")
     return (
         f'<tr class="{kind}"><td>{number}&nbsp;{mark}</td><td><code>{escape(step.task)}</code></td>'
@@ -318,7 +313,7 @@ def _artifacts(record: RunRecord, target: TargetSummary) -> str:
     library = next((p for n, p in target.artifacts.items() if "library" in n), None)
     return (
         "<h3>Artefacts</h3>"
-        + _table(["what", "file, relative to the run folder"], rows)
+        + table(["what", "file, relative to the run folder"], rows)
         + checked
         + "".join(f"<p>{escape(note)}</p>" for note in target.notes)
         + f"<p>The pruned network in torch:</p><pre>{escape(_torch_snippet(target))}</pre>"
@@ -373,9 +368,9 @@ def _overview(targets: Sequence[TargetSummary]) -> str:
         final, base = target.final, target.baseline
         cells = [
             " ".join(_speedup_fact(target)) if base and final else "",
-            f"{_ms(base.latency_ms)}" if base else "",
-            f"{_ms(final.latency_ms)}" if final else "",
-            _percent(final.val_accuracy) if final else "",
+            f"{milliseconds(base.latency_ms)}" if base else "",
+            f"{milliseconds(final.latency_ms)}" if final else "",
+            percent(final.val_accuracy) if final else "",
             "simulated" if target.simulated else "",
         ]
         rows.append(
@@ -383,7 +378,7 @@ def _overview(targets: Sequence[TargetSummary]) -> str:
             + "".join(f'<td class="n">{cell}</td>' for cell in cells[1:])
             + "</tr>"
         )
-    return _table(["target", "speed-up", "*dense, ms", "*final, ms", "*validation", "*"], rows)
+    return table(["target", "speed-up", "*dense, ms", "*final, ms", "*validation", "*"], rows)
 
 
 def _environment(record: RunRecord, summary: Summary) -> list[str | None]:
@@ -394,43 +389,12 @@ def _environment(record: RunRecord, summary: Summary) -> list[str | None]:
     starts = "" if summary.started <= 1 else f", started {summary.started} times"
     return [
         "<h2>Run</h2>",
-        f"<p>{_duration(summary.wall_s)} of wall-clock time{starts}. State: "
+        f"<p>{duration(summary.wall_s)} of wall-clock time{starts}. State: "
         f"{escape(summary.state)}.</p>",
-        _table(["software and machine", "version"], versions) if versions else None,
+        table(["software and machine", "version"], versions) if versions else None,
         "<details><summary>Configuration, defaults included</summary>"
         f"<pre>{escape(resolved_yaml(record.config))}</pre></details>",
     ]
-
-
-def _section(title: str, draw: Draw, caption: str) -> str | None:
-    light = draw(pictures.LIGHT)
-    if light is None:
-        return None
-    dark = draw(pictures.DARK) or light
-    return (
-        f'<h3>{escape(title)}</h3><figure><div class="scroll"><picture>'
-        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-        f'<img alt="{escape(title)}" src="{_data(light)}"></picture></div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _data(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
-    """A table; a heading that begins with a star is that of a column of numbers."""
-    head = "".join(
-        f'<th class="n">{escape(text[1:])}</th>'
-        if text.startswith("*")
-        else f"<th>{escape(text)}</th>"
-        for text in headings
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
 
 
 def _network_name(record: RunRecord) -> str:
@@ -439,34 +403,3 @@ def _network_name(record: RunRecord) -> str:
 
 def _device(target: TargetSummary) -> str:
     return f"{target.target} ({target.device_model})" if target.device_model else target.target
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction * 100:.1f}\u00a0%"
-
-
-def _ms(value: float) -> str:
-    """Three significant digits, trailing zeros kept, so that columns compare."""
-    return f"{value:#.3g}".removesuffix(".")
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole * 100:.0f}\u00a0%" if whole else ""
-
-
-def _big(number: int) -> str:
-    """Three digits; rounded first, so that 999,999 is 1 M and not 1000 k."""
-    if number >= 1000:
-        number = int(float(f"{number:.3g}"))
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}\u00a0{unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"

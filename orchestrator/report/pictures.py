@@ -5,12 +5,21 @@ matplotlib's object interface alone, so that nothing global is touched and no wi
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.report.drawing import (
+    WIDTH_IN,
+    Palette,
+    dress,
+    legend,
+    name_rows,
+    new_figure,
+    percent_tick,
+    svg_of,
+)
 from orchestrator.summary import device_s_of, prepared_of, trained_by, tuned_by, work_of
 from schemas.base import content_key
 from schemas.record import RunRecord, StepRecord, TargetRecord
@@ -19,28 +28,9 @@ from schemas.work import ExportWork, FineTuneWork, PrepareWork, UniformWork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-WIDTH_IN = 8.6
 MAX_ROWS = 28
 """Rows of a bar picture; the rest is summed up in a last one."""
-
-
-@dataclass(frozen=True)
-class Palette:
-    """The colours of one scheme."""
-
-    ink: str
-    muted: str
-    grid: str
-    accent: str
-    before: str
-    rejected: str
-    other: str
-
-
-LIGHT = Palette("#1c2733", "#64707d", "#e3e7eb", "#0f7a6c", "#b9c4ce", "#c2562d", "#5a6fb0")
-DARK = Palette("#e4e9ee", "#98a4b0", "#2d3742", "#3fc1ab", "#4d5b69", "#ef8a60", "#93a6e6")
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ def accuracy_latency(
     ]
     if not judged and not any(network for _, network, _, _ in named):
         return None
-    figure, axes = _figure(palette, height_in=4.3)
+    figure, axes = new_figure(palette, height_in=4.3)
     path = [(p.latency_ms, p.accuracy) for p in judged if p.accepted and p.accuracy is not None]
     start = _start(record, target)
     if start:
@@ -157,10 +147,10 @@ def accuracy_latency(
         )
     axes.set_xlabel("latency of the whole network (ms)")
     axes.set_ylabel("validation accuracy")
-    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(percent_tick)
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
-    _legend(figure, axes, palette)
-    return _svg(figure)
+    legend(figure, axes, palette)
+    return svg_of(figure)
 
 
 def _start(record: RunRecord, target: TargetRecord) -> tuple[float, float] | None:
@@ -219,7 +209,7 @@ def time_per_task(summary: TargetSummary, palette: Palette) -> str | None:
         rest = rows[MAX_ROWS - 1 :]
         now = None if rest[0][2] is None else sum(row[2] or 0.0 for row in rest)
         rows = [*rows[: MAX_ROWS - 1], (f"{len(rest)} more", sum(r[1] for r in rest), now)]
-    figure, axes = _figure(palette, height_in=0.9 + 0.36 * len(rows))
+    figure, axes = new_figure(palette, height_in=0.9 + 0.36 * len(rows))
     at = range(len(rows))
     longest = max(max(row[1], row[2] or 0.0) for row in rows)
     axes.barh(
@@ -247,11 +237,11 @@ def time_per_task(summary: TargetSummary, palette: Palette) -> str | None:
             fontsize=8,
             color=palette.muted,
         )
-    _rows(axes, [row[0] for row in rows], palette)
+    name_rows(axes, [row[0] for row in rows], palette)
     axes.set_xlim(0, longest * 1.17)
     axes.set_xlabel("time in the task's programs, all its call sites together (ms)")
-    _legend(figure, axes, palette)
-    return _svg(figure)
+    legend(figure, axes, palette)
+    return svg_of(figure)
 
 
 def widths(summary: TargetSummary, palette: Palette) -> str | None:
@@ -259,7 +249,7 @@ def widths(summary: TargetSummary, palette: Palette) -> str | None:
     rows = list(summary.widths.items())
     if not rows:
         return None
-    figure, axes = _figure(palette, height_in=0.9 + 0.27 * len(rows))
+    figure, axes = new_figure(palette, height_in=0.9 + 0.27 * len(rows))
     at = range(len(rows))
     widest = max(dense for _, (dense, _) in rows)
     axes.barh(at, [dense for _, (dense, _) in rows], 0.58, color=palette.before, label="dense")
@@ -267,11 +257,11 @@ def widths(summary: TargetSummary, palette: Palette) -> str | None:
     for index, (_, (dense, kept)) in enumerate(rows):
         text = f"{dense}" if dense == kept else f"{dense} → {kept}"
         axes.text(dense + 0.012 * widest, index, text, va="center", fontsize=8, color=palette.muted)
-    _rows(axes, [_shorten(name) for name, _ in rows], palette)
+    name_rows(axes, [_shorten(name) for name, _ in rows], palette)
     axes.set_xlim(0, widest * 1.14)
     axes.set_xlabel("channels")
-    _legend(figure, axes, palette)
-    return _svg(figure)
+    legend(figure, axes, palette)
+    return svg_of(figure)
 
 
 # ------------------------------------------------------------------------------- the cost
@@ -309,7 +299,7 @@ def cost(record: RunRecord, target: TargetRecord, palette: Palette) -> str | Non
     places = [outer[0], inner[0], inner[1], inner[2]]
     for (title, rows, colour), place in zip(panels, places, strict=True):
         axes = figure.add_subplot(place)
-        _dress(figure, axes, palette)
+        dress(figure, axes, palette)
         axes.set_title(title, loc="left", fontsize=9, color=palette.ink)
         ordered = list(rows.items()) or [("none", 0.0)]
         axes.barh(range(len(ordered)), [v for _, v in ordered], 0.56, color=colour)
@@ -323,11 +313,11 @@ def cost(record: RunRecord, target: TargetRecord, palette: Palette) -> str | Non
                 fontsize=8,
                 color=palette.muted,
             )
-        _rows(axes, [name.replace("_", " ") for name, _ in ordered], palette)
+        name_rows(axes, [name.replace("_", " ") for name, _ in ordered], palette)
         axes.set_xlim(0, longest * 1.2)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _phases_title(record: RunRecord) -> str:
@@ -367,62 +357,3 @@ def _task_label(task: TaskSummary) -> str:
 
 def _shorten(name: str, limit: int = 30) -> str:
     return name if len(name) <= limit else f"{name[:10]}…{name[-(limit - 11) :]}"
-
-
-def _percent(value: float, _position: float) -> str:
-    return f"{value:.1%}"
-
-
-def _figure(palette: Palette, height_in: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    axes = figure.add_subplot()
-    _dress(figure, axes, palette)
-    return figure, axes
-
-
-def _dress(figure: Figure, axes: Axes, palette: Palette) -> None:
-    figure.patch.set_alpha(0.0)
-    axes.patch.set_alpha(0.0)
-    axes.set_axisbelow(True)
-    axes.grid(color=palette.grid, linewidth=0.8)
-    axes.tick_params(colors=palette.muted, labelsize=8.5, length=0)
-    axes.xaxis.label.set_color(palette.muted)
-    axes.yaxis.label.set_color(palette.muted)
-    axes.xaxis.label.set_fontsize(9)
-    axes.yaxis.label.set_fontsize(9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(palette.grid)
-
-
-def _rows(axes: Axes, names: Sequence[str], palette: Palette) -> None:
-    axes.set_yticks(range(len(names)), list(names))
-    axes.tick_params(axis="y", labelcolor=palette.ink)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-
-
-def _legend(figure: Figure, axes: Axes, palette: Palette) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=min(len(labels), 3),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=palette.ink,
-        handletextpad=0.5,
-        columnspacing=1.6,
-    )
-
-
-def _svg(figure: Figure) -> str:
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "cprune"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()

@@ -109,6 +109,15 @@ def test_links_in_the_documents_exist() -> None:
 GOLDEN = {
     "": ["--debug", "--version"],
     "clean": ["--records", "--yes"],
+    "compare": [
+        "--ablations",
+        "--method",
+        "--original-candidates",
+        "--paper",
+        "--quick",
+        "--set",
+        "CONFIG",
+    ],
     "doctor": [],
     "export": ["DEST", "RUN_DIR"],
     "plan": ["--set", "CONFIG"],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import synthetic_record
 
-from orchestrator.report import page, pictures, write_report
+from orchestrator.report import html, pictures, write_report
 from orchestrator.report.page import headline, render
 from orchestrator.summary import summarise
 from schemas.record import RunRecord
@@ -87,7 +87,7 @@ def test_words_follow_the_verdict(ratio: float, verdict: str, title: str, captio
 
 
 def test_large_numbers_are_rounded_before_their_unit() -> None:
-    told = [page._big(number) for number in (999, 999_499, 999_999, 12_345)]
+    told = [html.big(number) for number in (999, 999_499, 999_999, 12_345)]
     assert told == ["999", "999\u00a0k", "1\u00a0M", "12.3\u00a0k"]
 
 

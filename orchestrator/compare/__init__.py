@@ -1,0 +1,1 @@
+"""``cprune compare``: methods side by side on the same network, data, device and floor."""

@@ -1,0 +1,150 @@
+"""A comparison from beginning to end: one run after the other, then all networks measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator import driver
+from orchestrator.compare.finals import Finals, measure_finals
+from orchestrator.compare.methods import DENSE, OURS, method_config
+from orchestrator.compare.page import render
+from orchestrator.compare.rows import table_of
+from orchestrator.configuration import CommandError
+from orchestrator.report import replace_file, write_report
+from orchestrator.summary import exported_of, prepared_of
+from schemas.comparison import MethodRow, MethodTable
+from schemas.config import RunConfig, TargetConfig
+from schemas.record import RunRecord
+from workers.artifacts import ArtifactStore
+
+DENSE_WEIGHTS = "dense.safetensors"
+
+Report = Callable[[str], None]
+
+
+class ComparisonStopped(CommandError):
+    """A method's run did not come to its end; the same command goes on with it."""
+
+    exit_code = 1
+
+
+def compare(
+    base: RunConfig,
+    folder: Path,
+    methods: Sequence[str],
+    *,
+    is_quick: bool,
+    original_candidates: int,
+    report: Report,
+) -> list[MethodTable]:
+    """Run what is not done yet, measure all final networks; the tables, one for each target.
+
+    Writes ``comparison.json``, ``.csv`` and ``.html`` into ``folder``. Given again, it goes on
+    where it was.
+
+    Raises:
+        ComparisonStopped: a run failed, or was stopped by the user.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records: dict[str, RunRecord] = {}
+    checkpoint: Path | None = None
+    least_candidates = 0
+    for method in (DENSE, *methods):
+        config = method_config(
+            base,
+            method,
+            folder,
+            checkpoint=checkpoint,
+            least_candidates=least_candidates,
+            original_candidates=original_candidates,
+        )
+        records[method] = _run(method, config, report)
+        if method == DENSE:
+            checkpoint = _dense_weights(records[DENSE], folder)
+        if method == OURS:
+            least_candidates = _trained(records[OURS])
+    tables = []
+    for target in base.targets:
+        finals = _finals(records, folder, target, base, report)
+        table = table_of(records, folder, target.name, finals, is_quick=is_quick)
+        tables.append(table)
+    write(tables, folder)
+    return tables
+
+
+def write(tables: Sequence[MethodTable], folder: Path) -> None:
+    """The comparison as JSON, CSV and a page."""
+    content = [table.model_dump(mode="json") for table in tables]
+    replace_file(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
+    replace_file(folder / "comparison.csv", as_csv(tables))
+    replace_file(folder / "comparison.html", render(tables))
+
+
+def as_csv(tables: Sequence[MethodTable]) -> str:
+    """All rows, one line each."""
+    text = io.StringIO()
+    fields = ["target", *MethodRow.model_fields]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
+        for row in table.rows:
+            writer.writerow({"target": table.target, **row.model_dump(mode="json")})
+    return text.getvalue()
+
+
+def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
+    folder = Path(config.output) / config.run
+    report(f"== {method}: {folder}")
+    record = driver.run(config, folder, report=report)
+    if record.state != "done":
+        told = f": {record.error}" if record.error else ""
+        raise ComparisonStopped(
+            f"the run of {method} ({folder}) is {record.state}{told}; the same command goes on "
+            "with it"
+        )
+    write_report(record, folder)
+    return record
+
+
+def _dense_weights(record: RunRecord, folder: Path) -> Path:
+    """The dense network's weights as a file that the other runs begin with."""
+    prepared = prepared_of(record)
+    assert prepared is not None
+    path = folder / DENSE_WEIGHTS
+    if not path.exists():
+        store = ArtifactStore(str(folder / DENSE / "artifacts"))
+        shutil.copyfile(store.local_path(prepared.dense.weights), path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+    return path
+
+
+def _trained(record: RunRecord) -> int:
+    """Most candidates that were trained for a target."""
+    return max(
+        sum(step.val_accuracy is not None for step in target.steps) for target in record.targets
+    )
+
+
+def _finals(
+    records: dict[str, RunRecord], folder: Path, target: TargetConfig, base: RunConfig, told: Report
+) -> Finals | None:
+    if target.device == "replay":
+        return None
+    libraries = {}
+    shape: tuple[int, ...] = ()
+    for method, record in records.items():
+        exported = exported_of(record, target.name)
+        assert exported is not None
+        run = Path(record.config.output) / record.config.run
+        libraries[method] = run / exported.artifacts["library"]
+        shape = exported.final.info.input_shape
+    path = folder / f"finals-{target.name}.json"
+    kept = Finals.model_validate_json(path.read_text()) if path.exists() else None
+    finals = measure_finals(libraries, shape, target, base.measure, kept, told)
+    replace_file(path, finals.model_dump_json(indent=1) + "\n")
+    return finals

@@ -1,0 +1,129 @@
+"""The methods that are compared: each is a run with settings of its own.
+
+All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
+of measured programs; the final network of each gets twice the trials of the search for each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from schemas.config import RunConfig
+
+DENSE, OURS, ORIGINAL = "dense", "ours", "cprune-original"
+
+_ENDLESS = {
+    "max_rounds": 1_000_000,
+    "max_hours": 24_000.0,
+    "max_steps": None,
+    "max_device_hours": None,
+    "max_gpu_hours": None,
+    "max_measured_programs": None,
+}
+_ORIGINAL = {
+    "step_accuracy_ratio": 0.995,
+    "step_latency_ratio": 0.99,
+    "min_width_fraction": 0.2,
+    "ranking": "l1",
+}
+"""alpha, beta, the largest sparsity and the ranking of CPrune's code."""
+
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    DENSE: {"budget": {"max_rounds": 0}},
+    OURS: {},
+    "uniform-l1": {"prune": {"policy": "uniform", "ranking": "l1"}, "budget": _ENDLESS},
+    "fpgm": {"prune": {"policy": "uniform", "ranking": "fpgm"}, "budget": _ENDLESS},
+    "depgraph-global": {"prune": {"policy": "global", "ranking": "l2"}, "budget": _ENDLESS},
+    "netadapt": {"prune": {"policy": "netadapt"}, "budget": _ENDLESS},
+    ORIGINAL: {"prune": {"policy": "original", **_ORIGINAL}, "budget": _ENDLESS},
+    "without structure": {"prune": {"without": ["structure"]}},
+    "without transplants": {"prune": {"without": ["transplants"]}},
+    "without associated": {"prune": {"without": ["associated"]}},
+    "without retuning": {"tune": {"retune_trials_per_task": 0}},
+}
+BASELINES: tuple[str, ...] = (
+    "uniform-l1",
+    "fpgm",
+    "depgraph-global",
+    "netadapt",
+    "cprune-original",
+)
+ABLATIONS: tuple[str, ...] = (
+    "without structure",
+    "without transplants",
+    "without associated",
+    "without retuning",
+)
+PAPER_TRIALS, QUICK_TRIALS = 70, 8
+
+
+def method_config(
+    base: RunConfig,
+    method: str,
+    folder: Path,
+    *,
+    checkpoint: Path | None = None,
+    least_candidates: int = 0,
+    original_candidates: int = 0,
+) -> RunConfig:
+    """The configuration of one method's run, which lies in ``folder``.
+
+    ``checkpoint``: the dense network's weights, for all but the run that trains it.
+    ``least_candidates``: what ours trained, which those that know one ratio for the whole network
+    get too. ``original_candidates``: at which the original algorithm is stopped; 0: at its end.
+    """
+    settings: dict[str, Any] = {
+        "run": method.replace(" ", "-"),
+        "output": str(folder),
+        "compare_uniform": None,
+        "tune": {"final_trials_per_task": 2 * base.tune.trials_per_task},
+        "records": {"share": True, "path": str(folder / "records.sqlite")},
+    }
+    if checkpoint is not None:
+        settings["model"] = {"checkpoint": str(checkpoint)}
+    settings = merged(settings, _SETTINGS[method])
+    if settings.get("prune", {}).get("policy") in ("uniform", "global"):
+        settings["prune"]["least_candidates"] = least_candidates
+    if method == ORIGINAL and original_candidates:
+        settings["budget"] = {**settings["budget"], "max_rounds": original_candidates}
+    return RunConfig.model_validate(merged(base.model_dump(mode="json"), settings))
+
+
+def with_trials(base: RunConfig, trials: int) -> RunConfig:
+    """The configuration with so many trials for each task in the search."""
+    least = min(trials, base.tune.min_trials_per_task)
+    changes = {"tune": {"trials_per_task": trials, "min_trials_per_task": least}}
+    return RunConfig.model_validate(merged(base.model_dump(mode="json"), changes))
+
+
+def quick(base: RunConfig) -> RunConfig:
+    """The quick form: few images, epochs, rounds and trials. Its figures prove little."""
+    changes: dict[str, Any] = {
+        "train": {"epochs": min(base.train.epochs, 6)},
+        "fine_tune": {
+            "short_epochs": min(base.fine_tune.short_epochs, 1),
+            "long_epochs": min(base.fine_tune.long_epochs, 2),
+        },
+        "tune": {
+            "retune_trials_per_task": min(base.tune.retune_trials_per_task, 4),
+            "transplant_variants": min(base.tune.transplant_variants, 2),
+        },
+        "budget": {"max_rounds": min(base.budget.max_rounds, 4)},
+    }
+    if base.data.synthetic:
+        few = {"train": 2000, "validation": 1000, "test": 1000}
+        changes["data"] = {"arguments": {**base.data.arguments, **few}}
+    smaller = RunConfig.model_validate(merged(base.model_dump(mode="json"), changes))
+    return with_trials(smaller, QUICK_TRIALS)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` put in, section by section."""
+    found = dict(base)
+    for name, value in changes.items():
+        inner = found.get(name)
+        both = isinstance(inner, dict) and isinstance(value, Mapping)
+        found[name] = merged(inner, value) if both and inner is not None else value
+    return found

@@ -1,0 +1,168 @@
+"""The page of a comparison, its table for the console, and the plot of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from orchestrator.compare.methods import ABLATIONS, DENSE, OURS
+from orchestrator.report import drawing
+from orchestrator.report.html import (
+    big,
+    document,
+    duration,
+    milliseconds,
+    percent,
+    section,
+    table,
+)
+from schemas.comparison import MethodRow, MethodTable
+
+HEADINGS = (
+    "method",
+    "*latency, ms",
+    "*images/s",
+    "*speed-up",
+    "*validation",
+    "*test",
+    "*MACs",
+    "*parameters",
+    "*candidates",
+    "*programs",
+    "*search",
+    "*device",
+    "*training",
+)
+
+
+def render(tables: Sequence[MethodTable]) -> str:
+    """The whole page as HTML text."""
+    first = tables[0]
+    kind = f"cprune · comparison · {first.network} on {first.data}"
+    body: list[str | None] = []
+    for found in tables:
+        if len(tables) > 1:
+            body.append(f"<h2>{escape(found.target)}: {escape(headline(found))}</h2>")
+        body += _table(found)
+    several = f"{len(tables)} targets"
+    heading = headline(first) if len(tables) == 1 else several
+    return document(kind, f"Comparison: {first.network}", heading, body)
+
+
+def headline(found: MethodTable) -> str:
+    """What came out, in one line of plain text."""
+    if found.speedup_over_dense is None:
+        return "Methods compared"
+    told = f"{found.speedup_over_dense:.2f}x faster than the dense network"
+    if found.best_baseline is None or found.best_baseline_ratio is None:
+        return told
+    ratio = found.best_baseline_ratio
+    how = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+    return f"{told}, {how} than the best other method ({found.best_baseline})"
+
+
+def remarks(found: MethodTable) -> Iterator[str]:
+    """What has to be known of the figures, in plain text."""
+    if found.simulated:
+        yield "SIMULATED: latencies were answered from a recording or by simulated devices."
+    if found.synthetic_data:
+        yield "SYNTHETIC data: accuracies are on drawn images, not on real ones."
+    if found.quick:
+        yield "QUICK form: few images, epochs, rounds and trials; its figures prove little."
+    missed = [row.method for row in found.rows if not row.meets_floor]
+    if missed:
+        yield f"Below the floor of {found.accuracy_floor:.2%}: {', '.join(missed)}."
+    capped = [row.method for row in found.rows if row.capped and row.method != OURS]
+    if capped:
+        yield (
+            f"Stopped by a limit before its own end: {', '.join(capped)}. What it would have "
+            "reached is not known."
+        )
+    if found.measured_programs_ratio is not None and found.search_time_ratio is not None:
+        yield (
+            "For each candidate decided, between the dense and the final tuning, ours measured "
+            f"{found.measured_programs_ratio:.3f} of the original's programs in "
+            f"{found.search_time_ratio:.2f} of its time."
+        )
+    at = found.original_at_our_time
+    if at is not None:
+        yield (
+            f"After our search time the original had decided on {at.decided} candidates, accepted "
+            f"{at.accepted} and reached {at.speedup:.2f}x over dense by its comparisons."
+        )
+
+
+def cells(row: MethodRow) -> list[str]:
+    """A row of the table under ``HEADINGS``, as plain text."""
+    test = "" if row.test_accuracy is None else percent(row.test_accuracy)
+    if row.test_top5 is not None:
+        test += f" ({percent(row.test_top5)} top-5)"
+    return [
+        row.method + ("" if row.meets_floor else " (below the floor)"),
+        milliseconds(row.latency_ms),
+        f"{row.fps:,.0f}",
+        f"{row.speedup:.2f}x",
+        percent(row.val_accuracy),
+        test,
+        big(row.macs),
+        big(row.params),
+        f"{row.decided}" + (", capped" if row.capped else ""),
+        f"{row.measured_programs:,}",
+        duration(row.search_s),
+        duration(row.device_s),
+        duration(row.train_s),
+    ]
+
+
+def _table(found: MethodTable) -> list[str | None]:
+    rows = []
+    for row in found.rows:
+        strong = ' class="strong"' if row.method == OURS else ""
+        name, *numbers = cells(row)
+        inner = "".join(f'<td class="n">{escape(text)}</td>' for text in numbers)
+        rows.append(f"<tr{strong}><td>{escape(name)}</td>{inner}</tr>")
+    lead = f"Accuracy floor: {percent(found.accuracy_floor)} on validation images."
+    if found.device_model:
+        lead += f" Device: {found.device_model}."
+    return [
+        f'<p class="lead">{escape(lead)}</p>',
+        *(f'<p class="banner">{escape(text)}</p>' for text in remarks(found)),
+        table(HEADINGS, rows),
+        '<p class="muted">Every method started from the same dense weights, with the same '
+        "fine-tuning recipe and floor, on the same device. Latencies are of the whole exported "
+        "networks, measured in turns with the dense one after all runs had ended. Candidates: "
+        "decided upon. Programs: measured by the whole run. Search: between the dense and the "
+        "final tuning; device and training: of the whole run.</p>",
+        section(
+            "Accuracy against latency",
+            lambda palette: picture(found, palette),
+            "Final networks. The line is the accuracy floor.",
+        ),
+    ]
+
+
+def picture(found: MethodTable, palette: drawing.Palette) -> str | None:
+    """Validation accuracy against latency, a mark for each method."""
+    figure, axes = drawing.new_figure(palette, 3.6)
+    for row in found.rows:
+        colour = palette.accent if row.method == OURS else palette.other
+        if row.method == DENSE:
+            colour = palette.before
+        elif row.method in ABLATIONS:
+            colour = palette.muted
+        axes.plot(row.latency_ms, row.val_accuracy, "o", color=colour, markersize=8)
+        axes.annotate(
+            row.method,
+            (row.latency_ms, row.val_accuracy),
+            xytext=(7, 4),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=palette.ink,
+        )
+    axes.axhline(found.accuracy_floor, color=palette.rejected, linewidth=1.0, linestyle="--")
+    axes.set_xlabel("latency of the whole network, ms")
+    axes.set_ylabel("validation accuracy")
+    axes.yaxis.set_major_formatter(drawing.percent_tick)
+    axes.set_xlim(left=0.0)
+    axes.margins(x=0.18, y=0.18)
+    return drawing.svg_of(figure)
