@@ -15,7 +15,7 @@ from orchestrator.compare.methods import DENSE, OURS, method_config
 from orchestrator.compare.page import render
 from orchestrator.compare.rows import table_of
 from orchestrator.configuration import CommandError
-from orchestrator.report import replace_file, write_report
+from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.summary import exported_of, prepared_of
 from schemas.comparison import MethodRow, MethodTable
 from schemas.config import RunConfig, TargetConfig
@@ -71,7 +71,7 @@ def compare(
     tables = []
     for target in base.targets:
         finals = _finals(records, folder, target, base, report)
-        table = table_of(records, folder, target.name, finals, is_quick=is_quick)
+        table = table_of(records, target.name, finals, is_quick=is_quick)
         tables.append(table)
     write(tables, folder)
     return tables
@@ -100,6 +100,7 @@ def as_csv(tables: Sequence[MethodTable]) -> str:
 def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     folder = Path(config.output) / config.run
     report(f"== {method}: {folder}")
+    is_new = not (driver.has_ended(config, folder) and (folder / PAGE).exists())
     record = driver.run(config, folder, report=report)
     if record.state != "done":
         told = f": {record.error}" if record.error else ""
@@ -107,7 +108,8 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
             f"the run of {method} ({folder}) is {record.state}{told}; the same command goes on "
             "with it"
         )
-    write_report(record, folder)
+    if is_new:
+        write_report(record, folder)
     return record
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from orchestrator.compare.finals import Finals
 from orchestrator.compare.methods import ABLATIONS, DENSE, ORIGINAL, OURS
@@ -29,7 +28,6 @@ _SEARCHING = ("ranking", "proposing", "screening", "fine_tuning", "judging", "re
 
 def table_of(
     records: Mapping[str, RunRecord],
-    folder: Path,
     target: str,
     finals: Finals | None,
     *,
@@ -37,7 +35,7 @@ def table_of(
 ) -> MethodTable:
     """The comparison on one target, of finished runs by their methods. ``finals``: all rows
     measured beside the dense one; without it each row's own run says how it compares."""
-    rows = [_row(method, record, folder, target, finals) for method, record in records.items()]
+    rows = [_row(method, record, target, finals) for method, record in records.items()]
     ours = next((row for row in rows if row.method == OURS), None)
     original = next((row for row in rows if row.method == ORIGINAL), None)
     rivals = [
@@ -74,9 +72,7 @@ def table_of(
     )
 
 
-def _row(
-    method: str, record: RunRecord, folder: Path, target: str, finals: Finals | None
-) -> MethodRow:
+def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> MethodRow:
     exported = exported_of(record, target)
     if exported is None:
         raise ValueError(f"the run of {method} has no result for {target}")

@@ -10,6 +10,9 @@ from pathlib import Path
 from schemas.record import RunRecord
 from schemas.summary import Summary
 
+PAGE = Path("report", "index.html")
+"""Of a run, below its folder."""
+
 
 def write_report(record: RunRecord, run_dir: str | os.PathLike[str]) -> Path:
     """Write ``report/index.html`` and ``summary.json`` below ``run_dir``; the page's path.
@@ -24,7 +27,7 @@ def write_report(record: RunRecord, run_dir: str | os.PathLike[str]) -> Path:
 
     folder = Path(run_dir)
     summary = summarise(record)
-    page = folder / "report" / "index.html"
+    page = folder / PAGE
     replace_file(page, render(record, summary))
     replace_file(folder / "summary.json", summary_text(summary))
     return page

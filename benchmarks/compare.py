@@ -1,0 +1,68 @@
+"""``cprune compare`` on the benchmark's networks, with its figures as JSON.
+
+    python benchmarks/compare.py --network NETWORK [--quick] [--ablations] [--output FOLDER]
+
+Runs ``examples/compare.yaml`` with the network's settings: the dense network, ours and all
+baselines, or with ``--ablations`` ours with parts left out. Given again, it goes on where it was.
+The last line is JSON: ratios are other / ours where ours is better above 1 (``best_baseline_ratio``)
+and ours / the original's (``measured_programs_ratio``, ``search_time_ratio``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from orchestrator.cli import app
+from orchestrator.compare.methods import ABLATIONS, BASELINES
+from schemas.comparison import MethodTable
+
+CONFIG = Path(__file__).parent.parent / "examples" / "compare.yaml"
+NETWORKS = {
+    "resnet18_cifar": {"width": 16},
+    "vgg16_cifar": {"fraction": 0.375},
+    "mobilenet_v2_cifar": {"fraction": 0.5},
+}
+
+
+def main() -> None:
+    """Compare, print the tables and the JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet18_cifar")
+    parser.add_argument("--quick", action="store_true", help="minutes instead of hours")
+    parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
+    parser.add_argument("--method", action="append", choices=BASELINES, help="only this one")
+    parser.add_argument("--output", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    run = f"compare-{arguments.network}" + "-ablations" * arguments.ablations
+    run += "-quick" * arguments.quick
+    given = ["compare", str(CONFIG), "--set", f"run={run}", "--set", f"output={arguments.output}"]
+    given += ["--set", f"model.name={arguments.network}"]
+    given += ["--set", f"model.arguments={json.dumps(NETWORKS[arguments.network])}"]
+    given += [flag for flag in ("--quick", "--ablations") if getattr(arguments, flag[2:])]
+    for method in arguments.method or ():
+        given += ["--method", method]
+    app(given, prog_name="cprune", standalone_mode=False)
+    content = json.loads((arguments.output / run / "comparison.json").read_text())
+    table = MethodTable.model_validate(content[0])
+    print(
+        json.dumps(
+            {
+                "network": table.network,
+                "quick": table.quick,
+                "speedup_over_dense": table.speedup_over_dense,
+                "best_baseline": table.best_baseline,
+                "best_baseline_ratio": table.best_baseline_ratio,
+                "measured_programs_ratio": table.measured_programs_ratio,
+                "search_time_ratio": table.search_time_ratio,
+                "rows": [row.model_dump(mode="json") for row in table.rows],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

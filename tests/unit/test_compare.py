@@ -1,0 +1,259 @@
+"""A comparison of methods, with workers that answer at once."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_world
+import pytest
+from driver_world import opening, refuse
+
+from orchestrator import driver
+from orchestrator.compare import comparison
+from orchestrator.compare.comparison import ComparisonStopped, compare
+from orchestrator.compare.finals import Finals
+from orchestrator.compare.methods import (
+    BASELINES,
+    OURS,
+    merged,
+    method_config,
+    quick,
+    with_trials,
+)
+from orchestrator.compare.page import headline, remarks, render
+from orchestrator.compare.rows import at_time, table_of
+from orchestrator.dispatch import Workers
+from orchestrator.policies.retry import Failure
+from orchestrator.store.base import Ledger
+from orchestrator.store.reader import read_run
+from schemas.comparison import MethodTable
+from schemas.config import RunConfig
+from schemas.record import RunRecord
+from schemas.table import Comparison
+from schemas.work import FineTuneWork, ScreenWork, TuneWork, Work
+
+REPLAY = [{"name": "host", "device": "replay", "recording": "answers.jsonl"}]
+
+
+def base(**changes: object) -> RunConfig:
+    values: dict[str, object] = {
+        "prune": {"max_accuracy_drop": 0.2, "min_width_fraction": 0.3},
+        "targets": REPLAY,
+        **changes,
+    }
+    return fake_world.config(**values)
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+class World:
+    """Runs every method with workers of this process, and keeps what they were asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder = folder
+        self.workers: dict[str, fake_world.FakeWorkers] = {}
+        run = functools.partial(driver.run, workers_factory=self._open)
+        monkeypatch.setattr(comparison.driver, "run", run)
+        self.fault = lambda work: None
+
+    def go(self, methods: tuple[str, ...] = (OURS, *BASELINES)) -> MethodTable:
+        tables = compare(
+            base(), self.folder, methods, is_quick=False, original_candidates=3, report=quiet
+        )
+        return tables[0]
+
+    def record(self, method: str) -> RunRecord:
+        return read_run(self.folder / method)
+
+    def _open(self, config: RunConfig, folder: Path) -> tuple[Ledger, Workers]:
+        weights = fake_world.network().weights
+        stored = folder / "artifacts" / weights[:2] / f"{weights}.safetensors"
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_bytes(b"dense weights")
+        self.workers[config.run] = fake_world.FakeWorkers(fault=self.fault)
+        return opening(self.workers[config.run])(config, folder)
+
+    def works(self, method: str, kind: type) -> list[Work]:
+        return [work for work in self.workers[method].executed if isinstance(work, kind)]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, MethodTable]]:
+    """A comparison of all methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        world = World(patch, tmp_path_factory.mktemp("comparison"))
+        yield world, world.go()
+
+
+Whole = tuple[World, MethodTable]
+
+
+def test_every_method_has_a_row_and_the_files_hold_them_all(whole: Whole) -> None:
+    world, table = whole
+    assert [row.method for row in table.rows] == ["dense", OURS, *BASELINES]
+    content = json.loads((world.folder / "comparison.json").read_text())
+    assert content == [table.model_dump(mode="json")]
+    lines = list(csv.DictReader((world.folder / "comparison.csv").read_text().splitlines()))
+    assert [line["method"] for line in lines] == [row.method for row in table.rows]
+    page = (world.folder / "comparison.html").read_text()
+    assert all(row.method in page for row in table.rows)
+    assert "SIMULATED" in page
+    for row in table.rows:
+        assert (world.folder / row.run / "report" / "index.html").is_file()
+
+
+def test_all_start_from_the_same_dense_weights(whole: Whole) -> None:
+    world, _ = whole
+    for method in (OURS, *BASELINES):
+        checkpoint = world.record(method).config.model.checkpoint
+        assert checkpoint is not None and Path(checkpoint).read_bytes() == b"dense weights"
+    assert world.record("dense").config.model.checkpoint is None
+
+
+def test_the_final_network_of_every_method_gets_twice_the_trials(whole: Whole) -> None:
+    world, _ = whole
+    for method in (OURS, *BASELINES):
+        first, *final = [w for w in world.works(method, TuneWork) if not w.added_trials]
+        assert first.trials_per_task == 4 and {w.trials_per_task for w in final} == {8}
+
+
+def test_methods_of_one_ratio_get_as_many_candidates_as_ours(whole: Whole) -> None:
+    world, table = whole
+    ours = next(row for row in table.rows if row.method == OURS)
+    for method in ("uniform-l1", "fpgm", "depgraph-global"):
+        assert world.record(method).config.prune.least_candidates == ours.trained > 0
+
+
+def test_the_original_ends_at_its_limit_and_is_said_to(whole: Whole) -> None:
+    world, table = whole
+    original = next(row for row in table.rows if row.method == "cprune-original")
+    assert original.decided == 3 and original.capped
+    assert any("cprune-original" in remark and "limit" in remark for remark in remarks(table))
+    assert {work.by for work in world.works("cprune-original", ScreenWork)} == {"search_all"}
+
+
+def test_ratios_to_the_original_are_for_each_candidate(whole: Whole) -> None:
+    _, table = whole
+    ours, original = (
+        next(row for row in table.rows if row.method == name) for name in (OURS, "cprune-original")
+    )
+    expected = (ours.search_programs / ours.decided) / (original.search_programs / original.decided)
+    assert table.measured_programs_ratio == pytest.approx(expected)
+
+
+def test_the_best_other_method_is_the_fastest_that_meets_the_floor(whole: Whole) -> None:
+    _, table = whole
+    rivals = [row for row in table.rows if row.method in BASELINES and row.meets_floor]
+    best = max(rivals, key=lambda row: row.speedup)
+    assert table.best_baseline == best.method and table.speedup_over_dense is not None
+    assert table.best_baseline_ratio == pytest.approx(table.speedup_over_dense / best.speedup)
+    assert best.method in headline(table)
+
+
+def test_rows_are_measured_beside_the_dense_network_where_there_is_a_device(whole: Whole) -> None:
+    world, _ = whole
+    records = {method: world.record(method) for method in ("dense", OURS, "uniform-l1")}
+    finals = Finals(
+        key="k",
+        beside_dense={OURS: pairs(10.0, 5.0), "uniform-l1": pairs(10.0, 8.0)},
+        beside_ours={"uniform-l1": pairs(5.0, 8.0)},
+    )
+    table = table_of(records, "host", finals, is_quick=True)
+    speedups = {row.method: row.speedup for row in table.rows}
+    assert speedups == pytest.approx({"dense": 1.0, OURS: 2.0, "uniform-l1": 1.25})
+    assert table.best_baseline_ratio == pytest.approx(1.6)
+    assert "QUICK" in render([table])
+
+
+def test_where_the_original_stood_after_a_time_counts_what_had_ended_by_then(whole: Whole) -> None:
+    record = whole[0].record("cprune-original")
+    never, at_the_end = at_time(record, "host", -1.0), at_time(record, "host", 1e9)
+    assert (never.decided, never.accepted, never.speedup) == (0, 0, 1.0)
+    steps = record.targets[0].steps
+    assert at_the_end.decided == len(steps)
+    assert at_the_end.accepted == sum(step.accepted for step in steps)
+
+
+def test_a_comparison_that_is_done_does_nothing_more(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, first = whole
+    again = functools.partial(driver.run, workers_factory=refuse)
+    monkeypatch.setattr(comparison.driver, "run", again)
+    assert world.go() == first
+
+
+def test_a_method_that_fails_stops_it_and_the_same_command_goes_on(world: World) -> None:
+    methods = (OURS, "uniform-l1")
+    world.fault = lambda work: (
+        Failure(kind="system_error", message="no room")
+        if isinstance(work, FineTuneWork) and "uniform-l1" in world.workers
+        else None
+    )
+    with pytest.raises(ComparisonStopped, match=r"uniform-l1 .* is failed: no room"):
+        world.go(methods)
+    world.fault = lambda work: None
+    assert [row.method for row in world.go(methods).rows] == ["dense", *methods]
+
+
+def test_ablations_are_ours_with_parts_left_out(world: World) -> None:
+    table = world.go((OURS, "without transplants", "without retuning"))
+    assert table.best_baseline is None
+    retuned = [w for w in world.works("without-retuning", TuneWork) if w.added_trials]
+    assert retuned == []
+    searched = world.works("without-transplants", ScreenWork)
+    assert searched and all(work.by == "search" for work in searched)
+
+
+# ------------------------------------------------------------------------- configurations
+
+
+def test_a_methods_settings_replace_those_of_the_configuration(tmp_path: Path) -> None:
+    config = base(budget={"max_rounds": 2, "max_hours": 1.0})
+    original = method_config(config, "cprune-original", tmp_path, original_candidates=5)
+    assert (original.prune.step_accuracy_ratio, original.prune.step_latency_ratio) == (0.995, 0.99)
+    assert original.prune.min_width_fraction == 0.2
+    assert original.budget.max_rounds == 5 and original.budget.max_hours > 1000
+    ours = method_config(config, OURS, tmp_path)
+    assert ours.budget.max_rounds == 2 and ours.prune == config.prune
+
+
+def test_the_quick_form_is_smaller_in_everything() -> None:
+    config = base(data={"name": "drawn"}, fine_tune={"short_epochs": 4, "long_epochs": 9})
+    small = quick(config)
+    assert small.data.arguments["train"] == 2000
+    assert small.fine_tune.short_epochs == 1 and small.fine_tune.long_epochs == 2
+    assert small.tune.trials_per_task == 8 and small.budget.max_rounds == 4
+
+
+def test_trials_are_one_setting() -> None:
+    tune = with_trials(base(), 70).tune
+    assert tune.trials_per_task == 70 and tune.min_trials_per_task == 16
+    assert with_trials(base(), 4).tune.min_trials_per_task == 4
+
+
+def test_sections_are_merged_and_values_replaced() -> None:
+    assert merged({"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 3}, "d": {"e": 1}}) == {
+        "a": {"b": 3, "c": 2},
+        "d": {"e": 1},
+    }
+
+
+def pairs(reference_ms: float, candidate_ms: float) -> Comparison:
+    return Comparison(
+        reference_ms=(reference_ms,) * 6,
+        candidate_ms=(candidate_ms,) * 6,
+        reference=fake_world.measurement(reference_ms),
+        candidate=fake_world.measurement(candidate_ms),
+    )
