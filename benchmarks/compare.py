@@ -4,8 +4,8 @@
 
 Runs ``examples/compare.yaml`` with the network's settings: the dense network, ours and all
 baselines, or with ``--ablations`` ours with parts left out. Given again, it goes on where it was.
-The last line is JSON: ratios are other / ours where ours is better above 1 (``best_baseline_ratio``)
-and ours / the original's (``measured_programs_ratio``, ``search_time_ratio``).
+The last line is JSON: ``best_baseline_ratio`` is the other's latency / ours, and
+``measured_programs_ratio`` and ``search_time_ratio`` are ours / the original's.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
-"""What a transplant is worth: one layer pruned to many widths, against a fresh search for each.
+"""What a transplant is worth: layers of real networks cut to narrower widths, against a fresh
+search for each.
 
-    python benchmarks/transplant.py [--quick] [--seeds N] [--filters N]
+    python benchmarks/transplant.py [--quick] [--seeds N] [--layers N] [--trials N]
 
-For each seed, a convolution (3x3, 64 -> 96 channels, 32x32, bias and relu) is tuned. Its fastest
-program is transplanted to narrower layers, each of which is also searched afresh. All programs are
-measured on this machine through its RPC device, and each transplant's output is compared with the
-untuned program's. The three that are compared (the transplant's first variant, its best one, the
-fastest of the fresh search) are measured again at the end, in turns.
-Ratios are transplant / fresh search; below 1 the transplant is better. The last line is JSON.
+Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned. Its
+fastest program is transplanted to layers with fewer output channels, and with fewer input channels,
+as the layer behind a pruned one has; each of those is searched afresh too. A width is called
+structure-preserving as the search for networks calls it: the program's vector factor divides the
+output channels; input channels are given in multiples of 8, as that vector factor would be of the
+layer before. The three that are compared (the transplant's first variant, its best one, the fastest
+of the fresh search) are measured again at the end, in turns, and every transplant's output is
+compared with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is
+better. With all layers a picture is written to benchmarks/transplant.svg. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,124 +22,87 @@ import math
 import statistics
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from transplant_parts.layers import LAYERS, Layer
+from transplant_parts.picture import write_picture
+from workbench import TARGET, Workbench, workbench
 
 from device_agents.host_facts import cpu_model
 from orchestrator.store.memory import MemoryLedger
-from schemas.config import MeasureConfig, TargetConfig, TuneConfig
+from schemas.config import MeasureConfig, TuneConfig
 from schemas.table import Program
 from schemas.work import TuneWork
-from workers.compiling.builder import Builder
-from workers.compiling.network import relax_network
-from workers.compiling.programs import ScheduleSpace, program_id, trace_text
-from workers.compiling.tasks import build_table
-from workers.measuring.setup import Device, open_device
-from workers.pruning.fold import exported_program
+from workers.compiling.programs import program_id, trace_text
 from workers.tuning.bundle import Bundle
-from workers.tuning.search import target_of
-from workers.tuning.stored import fastest, task_latency
-from workers.tuning.trials import Trial, Trials
-from workers.tuning.tuner import Tuner
+from workers.tuning.stored import fastest
+from workers.tuning.trials import Trial
 
-_TARGET = "bench"
-_INPUT_CHANNELS = 64
-_SIZE = 32
+PICTURE = Path(__file__).with_name("transplant.svg")
 _TURNS = 7
 
 
 @dataclass(frozen=True)
 class Row:
-    """One width of the layer, for one seed."""
+    """One narrower layer, for one seed. Latencies in ms, costs in s."""
 
     seed: int
-    filters: int
+    layer: Layer
+    side: str
+    width: int
     preserves: bool
-    tiles: tuple[int, ...]
-    ideal_ms: float
-    first_ms: float | None
-    best_ms: float | None
-    fresh_ms: float | None
+    first_ms: float
+    best_ms: float
+    fresh_ms: float
     first_s: float
     best_s: float
     fresh_s: float
 
-
-class Layer(nn.Module):
-    """A convolution with bias and relu."""
-
-    def __init__(self, filters: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(_INPUT_CHANNELS, filters, 3, padding=1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(1, 64, 32, 32) -> (1, filters, 32, 32)."""
-        return torch.relu(self.conv(image))
+    @property
+    def ratio(self) -> float:
+        """The best variant's latency over the fresh search's."""
+        return self.best_ms / self.fresh_ms
 
 
 class Bench:
-    """The tuning machinery for one seed, with records of its own."""
+    """Searches and transplants of one seed, on one workbench."""
 
-    def __init__(self, device: Device, scratch: Path, seed: int, variants: int) -> None:
-        self.config = TuneConfig(transplant_variants=variants, final_trials_per_task=1)
-        self._device = device
-        target = target_of(device.tvm_target)
-        self._target = target
-        self._space = ScheduleSpace(target)
-        self._table = MemoryLedger()
-        self._builder = Builder(
-            device.tvm_target, device.build_processes, device.cores, scratch.parent / "locks"
-        )
-        scratch.mkdir(parents=True, exist_ok=True)
-        self._trials = Trials(
-            self._builder, device.gauge, self._space, self._table, self.config, scratch
-        )
-        self._tuner = Tuner(
-            None,  # type: ignore[arg-type]  # every network is handed over imported
-            self._space,
-            self._trials,
-            device.gauge,
-            self._table,
-            self.config,
-            seed,
-            self._working,
-        )
+    def __init__(self, bench: Workbench, table: MemoryLedger, trials: int, variants: int) -> None:
+        self._bench = bench
+        self._table = table
+        self._count = trials
+        self._variants = variants
 
-    def layer(self, filters: int) -> Bundle:
-        """The imported layer."""
-        torch.manual_seed(0)
-        image = torch.zeros(1, _INPUT_CHANNELS, _SIZE, _SIZE)
-        relax = relax_network(exported_program(Layer(filters).eval(), image), self._target)
-        table = build_table(relax, self._target)
-        return Bundle(relax, table.network, table.workloads)
+    def bundle(self, layer: Layer) -> Bundle:
+        """The layer, imported as a run imports a network."""
+        return self._bench.bundle(*layer.module(), by_tiles=False)
 
-    def search(self, bundle: Bundle, trials: int) -> tuple[Program | None, float]:
-        """A search of so many trials: its fastest program and what it took, in seconds."""
+    def search(self, bundle: Bundle) -> tuple[Program, float]:
+        """The fastest program of a search, and what that took in seconds."""
         began = time.monotonic()
         work = TuneWork(
-            target=_TARGET,
+            target=TARGET,
             network=None,
-            trials_per_task=trials,
+            trials_per_task=self._count,
             added_trials=True,
-            modules=("conv",),
+            modules=("0",),
         )
-        self._tuner.tune_bundle(work, bundle)
-        programs = self._table.programs([_conv(bundle)], self._device.gauge.device_model)
-        searched = [program for program in programs if program.source == "search"]
-        return fastest(searched), time.monotonic() - began
+        self._bench.tuner.tune_bundle(work, bundle)
+        programs = self._table.programs([_main(bundle)], self._bench.trials.measured_as)
+        best = fastest([program for program in programs if program.source == "search"])
+        if best is None:
+            raise SystemExit("no program of the search ran")
+        return best, time.monotonic() - began
 
     def transplant(
         self, parent: Program, bundle: Bundle, limit: int
     ) -> tuple[list[Program], float]:
-        """The parent's program on another width: what ran, likeliest first, and seconds taken."""
+        """The parent's program on another layer: what ran, likeliest first, and seconds taken."""
         began = time.monotonic()
-        workload = bundle.workloads[_conv(bundle)]
-        with self._working():
-            schedules = self._space.transplant(workload.module, workload.axes, parent.trace, limit)
+        bench, workload = self._bench, bundle.workloads[_main(bundle)]
+        schedules = bench.space.transplant(workload.module, workload.axes, parent.trace, limit)
         trials = [
             Trial(
                 program_id(workload.task.task_id, trace_text(schedule)),
@@ -146,138 +113,128 @@ class Bench:
             )
             for schedule in schedules
         ]
-        libraries = self._trials.build(trials).result()
-        programs = self._trials.measure(workload, trials, libraries, "bench")
+        libraries = bench.trials.build(trials).result()
+        programs = bench.trials.measure(workload, trials, libraries, "bench")
         seconds = time.monotonic() - began
         ran = [program for program in programs if program.measurement]
-        wrong = [
-            program.error
-            for program in self._trials.check([(workload, program) for program in ran])
-            if program.measurement is None
-        ]
-        self._device.gauge.release()
+        checked = bench.trials.check([(workload, program) for program in ran])
+        wrong = [program.error for program in checked if program.measurement is None]
+        bench.device.gauge.release()
         if wrong:
             raise SystemExit(f"a transplant to another width computes something else: {wrong}")
         return ran, seconds
 
-    def in_turns(self, bundle: Bundle, programs: list[Program | None]) -> list[float | None]:
+    def in_turns(self, bundle: Bundle, programs: Sequence[Program]) -> list[float]:
         """Latency of each in ms: the median over rounds that measure one after the other."""
-        there = {program.program_id: program for program in programs if program is not None}
-        module = bundle.workloads[_conv(bundle)].module
+        there = {program.program_id: program for program in programs}
+        bench, module = self._bench, bundle.workloads[_main(bundle)].module
         trials = [
-            Trial(name, program.trace, self._space.replay(module, program.trace), program.source)
+            Trial(name, program.trace, bench.space.replay(module, program.trace), program.source)
             for name, program in there.items()
         ]
-        libraries = self._trials.build(trials).result()
+        libraries = bench.trials.build(trials).result()
+        gauge = bench.device.gauge
         runs: dict[str, list[float]] = {name: [] for name in there}
-        with self._device.gauge.alone():
+        with gauge.alone():
             for _ in range(_TURNS):
                 for name, library in zip(there, libraries, strict=True):
-                    runs[name].append(self._device.gauge.measure(name, library).latency_ms)
-        self._device.gauge.release()
-        return [statistics.median(runs[p.program_id]) if p else None for p in programs]
+                    runs[name].append(gauge.measure(name, library).latency_ms)
+        gauge.release()
+        return [statistics.median(runs[program.program_id]) for program in programs]
 
-    def close(self) -> None:
-        """End the builder."""
-        self._trials.close()
-        self._builder.close()
-
-    def _working(self) -> AbstractContextManager[None]:
-        cores = self._device.cores
-        assert cores is not None
-        return cores.working(600.0)
-
-
-def _conv(bundle: Bundle) -> str:
-    return next(task.task_id for task in bundle.table.tasks if task.kind == "conv2d")
-
-
-def measure_seed(
-    device: Device, scratch: Path, seed: int, arguments: argparse.Namespace
-) -> list[Row]:
-    """The experiment for one seed."""
-    bench = Bench(device, scratch / f"seed{seed}", seed, arguments.variants)
-    try:
-        dense = bench.layer(arguments.filters)
-        base, base_s = bench.search(dense, arguments.base_trials)
-        if base is None:
-            raise SystemExit("the dense layer has no program that ran")
-        entry = task_latency(base.task_id, [base])
+    def rows(self, seed: int, layer: Layer) -> list[Row]:
+        """The layer at its widths."""
+        base, base_s = self.search(self.bundle(layer))
+        vector = next((factor for factor in reversed(base.channel_tiles) if factor > 1), 1)
         print(
-            f"seed {seed}: {arguments.filters} filters {base.latency_ms:.3f} ms, tiles "
-            f"{list(entry.channel_tiles)}, {arguments.base_trials} trials in {base_s:.0f} s",
+            f"{layer.title}: {base.latency_ms:.4f} ms, tiles {list(base.channel_tiles)}, "
+            f"{self._count} trials in {base_s:.0f} s",
             flush=True,
         )
-        vector = entry.channel_tiles[-1]
-        rows = []
-        for filters in arguments.widths:
-            bundle = bench.layer(filters)
-            first, first_s = bench.transplant(base, bundle, 1)
-            rest, rest_s = bench.transplant(base, bundle, arguments.variants)
-            fresh, fresh_s = bench.search(bundle, arguments.fresh_trials)
-            best = fastest(rest)
-            in_turns = bench.in_turns(bundle, [first[0] if first else None, best, fresh])
-            first_ms, best_ms, fresh_ms = in_turns
+        found = []
+        for side, width in widths_of(layer, vector):
+            bundle = self.bundle(layer.cut(side, width))
+            first, first_s = self.transplant(base, bundle, 1)
+            every, best_s = self.transplant(base, bundle, self._variants)
+            best = fastest(every)
+            fresh, fresh_s = self.search(bundle)
+            if not first or best is None:
+                print(f"  {side} {width}: no transplant", flush=True)
+                continue
+            first_ms, best_ms, fresh_ms = self.in_turns(bundle, [first[0], best, fresh])
+            preserves = width % (vector if side == "output" else 8) == 0
             row = Row(
-                seed=seed,
-                filters=filters,
-                preserves=filters % vector == 0,
-                tiles=best.channel_tiles if best else (),
-                ideal_ms=base.latency_ms * filters / arguments.filters,
-                first_ms=first_ms,
-                best_ms=best_ms,
-                fresh_ms=fresh_ms,
-                first_s=first_s,
-                best_s=rest_s,
-                fresh_s=fresh_s,
+                seed,
+                layer,
+                side,
+                width,
+                preserves,
+                first_ms,
+                best_ms,
+                fresh_ms,
+                first_s,
+                best_s,
+                fresh_s,
             )
-            rows.append(row)
             print(_line(row), flush=True)
-        return rows
-    finally:
-        bench.close()
+            found.append(row)
+        return found
+
+
+def widths_of(layer: Layer, vector: int) -> list[tuple[str, int]]:
+    """Side and channels: about three quarters and a half that keep the structure, and about five
+    eighths that do not; on the input side a half in steps of 8."""
+    outputs = layer.outputs
+    unit = vector if vector <= outputs // 2 else max(1, outputs // 8)
+    keeping = {outputs * share // 8 // unit * unit for share in (6, 4)} - {0, outputs}
+    breaking = outputs * 5 // 8 + (1 if vector > 1 else 0)
+    found = [("output", width) for width in sorted({*keeping, breaking}, reverse=True)]
+    if not layer.is_depthwise and layer.inputs >= 16:
+        found.append(("input", layer.inputs // 2 // 8 * 8))
+    return found
+
+
+def _main(bundle: Bundle) -> str:
+    return next(task.task_id for task in bundle.table.tasks if task.kind != "other")
 
 
 _HEADER = (
-    f"{'seed':>4} {'filters':>7} {'ideal ms':>9} {'transplant ms':>13} {'tiles':>14} "
-    f"{'first ms':>9} {'fresh ms':>9} {'ratio':>6} {'cost s':>7} {'fresh s':>8}"
+    f"{'':>4} {'side':<7}{'width':>6} {'transplant ms':>14}{'first ms':>10}{'fresh ms':>10}"
+    f"{'ratio':>7}{'cost s':>8}{'fresh s':>9}"
 )
 
 
 def _line(row: Row) -> str:
-    def figure(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    ratio = (
-        "-" if row.best_ms is None or row.fresh_ms is None else f"{row.best_ms / row.fresh_ms:.2f}"
-    )
-    tiles = "x".join(str(factor) for factor in row.tiles) or "none fits"
+    mark = "*" if row.preserves else " "
     return (
-        f"{row.seed:>4} {row.filters:>7} {row.ideal_ms:>9.3f} {figure(row.best_ms):>13} "
-        f"{tiles:>14} "
-        f"{figure(row.first_ms):>9} {figure(row.fresh_ms):>9} {ratio:>6} {row.best_s:>7.1f} "
-        f"{row.fresh_s:>8.1f}"
+        f"{mark:>4} {row.side:<7}{row.width:>6} {row.best_ms:>14.4f}{row.first_ms:>10.4f}"
+        f"{row.fresh_ms:>10.4f}{row.ratio:>7.2f}{row.best_s:>8.1f}{row.fresh_s:>9.1f}"
     )
 
 
-def summary(rows: list[Row], quick: bool) -> dict[str, object]:
-    """Medians over the structure-preserving widths at which both sides ran."""
-    both = [row for row in rows if row.preserves and row.best_ms and row.fresh_ms]
-    ratios = [row.best_ms / row.fresh_ms for row in both if row.best_ms and row.fresh_ms]
-    costs = [row.best_s / row.fresh_s for row in both]
-    firsts = [row.first_s / row.fresh_s for row in both]
+def summary(rows: Sequence[Row], quick: bool) -> dict[str, object]:
+    """Over the structure-preserving widths; of several seeds, the median of each pair first."""
+    keeping = [row for row in rows if row.preserves]
+    pairs: dict[tuple[Layer, str, float], list[float]] = {}
+    for row in keeping:
+        share = row.width / (row.layer.outputs if row.side == "output" else row.layer.inputs)
+        pairs.setdefault((row.layer, row.side, share), []).append(row.ratio)
+    ratios = [statistics.median(values) for values in pairs.values()]
+    others = [row.ratio for row in rows if not row.preserves]
     return {
         "quick": quick,
-        "pairs": len(both),
+        "pairs": len(ratios),
         "median_latency_ratio": _median(ratios),
         "max_latency_ratio": max(ratios, default=math.nan),
-        "median_cost_ratio": _median(costs),
-        "first_variant_cost_ratio": _median(firsts),
+        "median_cost_ratio": _median([row.best_s / row.fresh_s for row in keeping]),
+        "first_variant_cost_ratio": _median([row.first_s / row.fresh_s for row in keeping]),
+        "other_widths": len(others),
+        "other_widths_median_ratio": _median(others),
     }
 
 
 def _median(values: list[float]) -> float:
-    return statistics.median(values) if values else math.nan
+    return round(statistics.median(values), 4) if values else math.nan
 
 
 def parse() -> argparse.Namespace:
@@ -285,37 +242,38 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one seed, few widths and trials")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--filters", type=int, default=96)
+    parser.add_argument("--quick", action="store_true", help="one seed, three layers, 16 trials")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=len(LAYERS), help="the first ones")
+    parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--variants", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     arguments = parser.parse_args()
-    quick = arguments.quick
-    arguments.seeds = 1 if quick else arguments.seeds
-    arguments.base_trials = 32 if quick else 64
-    arguments.fresh_trials = 16 if quick else 48
-    arguments.widths = [80, 64, 48] if quick else [90, 84, 80, 72, 64, 48]
+    if arguments.quick:
+        arguments.seeds, arguments.layers, arguments.trials = 1, 3, 16
     return arguments
 
 
 def main() -> None:
-    """Run the experiment and print its table."""
+    """Run the experiment, print its table, draw its picture."""
     arguments = parse()
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        target = TargetConfig(name=_TARGET, threads=arguments.threads)
-        device = open_device(target, MeasureConfig(), scratch / "locks", scratch)
-        try:
-            print(f"{cpu_model()}, target {json.dumps(device.tvm_target)}")
-            print(_HEADER)
-            rows = [
-                row
-                for seed in range(arguments.seeds)
-                for row in measure_seed(device, scratch, seed, arguments)
-            ]
-        finally:
-            device.close()
+    print(f"{cpu_model()}, {arguments.trials} trials; * keeps the structure")
+    print(_HEADER)
+    rows: list[Row] = []
+    for seed in range(arguments.seeds):
+        table = MemoryLedger()
+        tune = TuneConfig(min_trials_per_task=1, transplant_variants=arguments.variants)
+        with (
+            tempfile.TemporaryDirectory(prefix="cprune-transplant-") as folder,
+            workbench(
+                table, Path(folder), tune, MeasureConfig(), threads=arguments.threads, seed=seed
+            ) as bench,
+        ):
+            own = Bench(bench, table, arguments.trials, arguments.variants)
+            for layer in LAYERS[: arguments.layers]:
+                rows += own.rows(seed, layer)
+    if arguments.layers == len(LAYERS):
+        write_picture(rows, PICTURE)
     print(json.dumps(summary(rows, arguments.quick)))
 
 

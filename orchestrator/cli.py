@@ -215,7 +215,9 @@ def compare(
     settings: Settings = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="Only this one beside dense; may be repeated."),
+        typer.Option(
+            "--method", metavar="NAME", help="Of the baselines only this one; may be repeated."
+        ),
     ] = None,
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Ours with parts left out, instead of baselines.")
