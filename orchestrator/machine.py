@@ -95,7 +95,8 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
         case Ranking() | Screening():
             return (*own, state.search.tuned_key)
         case Proposing():
-            return (*own, state.search.prepare_key, state.search.tuned_key)
+            learnt = parts.screenings_so_far(state.search, config)
+            return (*own, state.search.prepare_key, state.search.tuned_key, *learnt)
         case FinishTuning():
             return (*own, finish.final_tuning(state, config).key)
         case Judging():

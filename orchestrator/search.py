@@ -15,6 +15,7 @@ from orchestrator.search_parts import (
     rejected,
     retuning,
     screening,
+    screenings_so_far,
     stop,
     with_decisions,
 )
@@ -130,6 +131,11 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
         programs=programs_of(outcomes, found.tuned_key),
         prepared=get(outcomes, found.prepare_key, Prepared),
         config=config.prune,
+        screened=[
+            screened.tuned
+            for key in screenings_so_far(found, config)
+            if (screened := get(outcomes, key, Screened)).tuned is not None
+        ],
     )
     proposal = policy.propose(view)
     if not proposal.candidates:

@@ -60,6 +60,14 @@ def screening(
     )
 
 
+def screenings_so_far(found: Search, config: RunConfig) -> tuple[str, ...]:
+    """Keys of the screenings that the policy learns from; none for one that does not."""
+    if not POLICIES[config.prune.policy].learns:
+        return ()
+    keys = (decision.screen_key for decision in found.decisions)
+    return tuple(dict.fromkeys(key for key in keys if key is not None))
+
+
 def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
     """The short training of one candidate; the same for every target that asks for it."""
     return FineTuneWork(

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.prediction import predictor_of
 from orchestrator.speedup import interquartile_range, is_dense, lower_bound, verdict_of
 from schemas.base import content_key
 from schemas.network import ChannelGroup, Structure, Trained
@@ -196,6 +197,7 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         failed_programs=sum(found.failed_programs for found in tuned),
         device_s=sum(device_s_of(item) for item in work),
         train_s=sum(network.train_s for network in trained),
+        predictor=predictor_of(target.steps),
         library_check=_check(exported) if exported else None,
         artifacts=exported.artifacts if exported else {},
         notes=list(exported.notes) if exported else [],

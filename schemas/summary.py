@@ -69,6 +69,19 @@ class LibraryCheck(Schema):
     max_abs_output: float
 
 
+class PredictorSummary(Schema):
+    """How far the latency model's predictions lay from what was then measured."""
+
+    candidates: int
+    median_error: float = Field(
+        description="Median of |predicted / measured - 1|, of the candidate's share of its "
+        "parent's latency."
+    )
+    rank_correlation: float | None = Field(
+        description="Spearman's, of the same shares; None for fewer than three candidates."
+    )
+
+
 class TargetSummary(Schema):
     """The result on one target."""
 
@@ -119,6 +132,11 @@ class TargetSummary(Schema):
     failed_programs: int
     device_s: float
     train_s: float
+    predictor: PredictorSummary | None = Field(
+        default=None,
+        description="Where the policy has a latency model: each candidate was "
+        "predicted before it was measured.",
+    )
     library_check: LibraryCheck | None
     artifacts: dict[str, str]
     notes: list[str] = Field(default=[], description="What was not handed over, and why.")

@@ -97,7 +97,11 @@ def tuned(structure: Structure, target: str, trials: int = 4, unit: int = 16) ->
         task_id = content_key(target, name, before, width)[:12]
         tasks.append(
             Task(
-                task_id=task_id, name=f"{name}_{before}_{width}", kind="conv2d", workload="", macs=1
+                task_id=task_id,
+                name=f"{name}_{before}_{width}",
+                kind="conv2d",
+                workload="",
+                macs=64 * before * width,
             )
         )
         subgraphs.append(
@@ -106,7 +110,7 @@ def tuned(structure: Structure, target: str, trials: int = 4, unit: int = 16) ->
                 task_id=task_id,
                 module=name,
                 parameter=f"{name}.weight",
-                output_shape=(1, width, 8, 8),
+                output_shape=(1, 8, 8, width),
             )
         )
         latencies.append(

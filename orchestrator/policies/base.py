@@ -24,6 +24,8 @@ class View:
     programs: Tuned
     prepared: Prepared
     config: PruneConfig
+    screened: Sequence[Tuned] = ()
+    """Programs of all candidates screened so far, for a policy that learns."""
 
     @property
     def tried(self) -> set[str]:
@@ -43,11 +45,13 @@ class Policy(Protocol):
 
     ``screening``: how candidates' programs are found before any training; None where candidates are
     trained at once and taken when they meet the floor, whatever their latency. ``gates_steps``:
-    whether a step has to keep ``prune.step_accuracy_ratio`` besides the floor.
+    whether a step has to keep ``prune.step_accuracy_ratio`` besides the floor. ``learns``: whether it
+    wants to see the programs of all candidates screened before.
     """
 
     screening: ScreeningKind | None
     gates_steps: bool
+    learns: bool
 
     def propose(self, view: View) -> Proposal:
         """What to try next; no candidates end the search."""

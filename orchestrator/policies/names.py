@@ -9,11 +9,13 @@ from orchestrator.policies.ladder import Global, Uniform
 from orchestrator.policies.netadapt import NetAdapt
 from orchestrator.policies.paper import Original, Paper
 from orchestrator.policies.parallel import Parallel
+from orchestrator.policies.predictor import Predictor
 from schemas.config import PolicyName
 
 POLICIES: Mapping[PolicyName, Policy] = {
     "parallel": Parallel(),
     "paper": Paper(),
+    "predictor": Predictor(),
     "uniform": Uniform(),
     "global": Global(),
     "netadapt": NetAdapt(),

@@ -22,6 +22,7 @@ class Parallel:
 
     screening: ScreeningKind | None = "transplant"
     gates_steps = True
+    learns = False
 
     def propose(self, view: View) -> Proposal:
         """Cuts of the slowest tasks that are not set aside, each alone and all together."""

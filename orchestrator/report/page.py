@@ -272,7 +272,21 @@ def _steps(target: TargetSummary) -> str:
             ["", "task", "widths", "*screened, ms", "*network, ms", "*validation", "reason"], rows
         )
         + '<p class="muted">Screened: the sum of the programs, by transplant. Network: the whole '
-        "compiled network on the device, taken in turns with its parent.</p>"
+        f"compiled network on the device, taken in turns with its parent.{_predicted(target)}</p>"
+    )
+
+
+def _predicted(target: TargetSummary) -> str:
+    """How good the latency model was, where there is one."""
+    found = target.predictor
+    if found is None:
+        return ""
+    ranked = (
+        "" if found.rank_correlation is None else f", rank correlation {found.rank_correlation:.2f}"
+    )
+    return (
+        f" The latency model predicted {count(found.candidates, 'candidate')} before they were "
+        f"screened: median error {percent(found.median_error)}{ranked}."
     )
 
 

@@ -1,0 +1,167 @@
+"""A model of latencies: what a task takes at a width that was never measured.
+
+A straight line in logarithms, and XGBoost on what that leaves, after what was measured in this run.
+Only ratios are asked of it: a narrower task's prediction over its wider one's, times what the wider
+one was measured to take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from schemas.network import ChannelGroup
+from schemas.table import NetworkTable, Subgraph, Task, TaskKind
+from schemas.work import Tuned
+
+_KINDS: tuple[TaskKind, ...] = ("conv2d", "depthwise", "dense", "other")
+_ROUNDS, _LEAST_SAMPLES = 40, 12
+_PARAMETERS = {
+    "max_depth": 3,
+    "eta": 0.2,
+    "min_child_weight": 2,
+    "nthread": 1,
+    "seed": 0,
+    "verbosity": 0,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the model knows of a task: multiply-accumulates, output channels, output pixels, and
+    the sum behind each output."""
+
+    kind: TaskKind
+    macs: float
+    outputs: float
+    pixels: float
+    depth: float
+
+    @staticmethod
+    def of(task: Task, subgraph: Subgraph) -> Shape:
+        """The shape of a task at one of its call sites."""
+        outputs = subgraph.output_shape[-1]  # channels are last in compiled networks
+        pixels = math.prod(subgraph.output_shape[1:-1])
+        return Shape(
+            kind=task.kind,
+            macs=max(1, task.macs),
+            outputs=outputs,
+            pixels=pixels,
+            depth=max(1.0, task.macs / max(1, outputs * pixels)),
+        )
+
+    def scaled(self, outputs: float, inputs: float) -> Shape:
+        """With these shares of its output and of its input channels."""
+        inputs = 1.0 if self.kind == "depthwise" else inputs
+        return replace(
+            self,
+            macs=self.macs * outputs * inputs,
+            outputs=self.outputs * outputs,
+            depth=self.depth * inputs,
+        )
+
+    def features(self) -> list[float]:
+        """One row of the model's input."""
+        width = round(self.outputs)
+        return [
+            math.log(self.macs),
+            math.log(self.outputs),
+            math.log(self.pixels),
+            math.log(self.depth),
+            float(_KINDS.index(self.kind)),
+            float(math.gcd(width, 32)),
+        ]
+
+
+class LatencyModel:
+    """Fitted to what was measured; fewer than a dozen tasks leave it to the multiplications."""
+
+    def __init__(self, samples: Mapping[Shape, float]) -> None:
+        """``samples``: shape -> latency of one call in ms."""
+        self._booster: Any = None
+        self._line = np.array([0.0, 1.0])
+        if len(samples) < _LEAST_SAMPLES:
+            return
+        import xgboost
+
+        rows = np.array([shape.features() for shape in samples])
+        logs = np.log(np.maximum(np.array(list(samples.values())), 1e-9))
+        design = np.column_stack([np.ones(len(rows)), rows[:, 0]])
+        self._line, *_ = np.linalg.lstsq(design, logs, rcond=None)
+        matrix = xgboost.DMatrix(rows, label=logs, base_margin=self._straight(rows))
+        self._booster = xgboost.train({**_PARAMETERS, "base_score": 0.0}, matrix, _ROUNDS)
+
+    def log_ms(self, shapes: Sequence[Shape]) -> np.ndarray[Any, Any]:
+        """The logarithm of the predicted latency of each, up to a constant."""
+        rows = np.array([shape.features() for shape in shapes])
+        if self._booster is None:
+            return self._straight(rows)
+        import xgboost
+
+        found: np.ndarray[Any, Any] = self._booster.predict(
+            xgboost.DMatrix(rows, base_margin=self._straight(rows))
+        )
+        return found
+
+    def _straight(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        line: np.ndarray[Any, Any] = self._line[0] + self._line[1] * rows[:, 0]
+        return line
+
+
+def samples_of(tuned: Sequence[Tuned]) -> dict[Shape, float]:
+    """The measured tasks of these networks; of equal shapes the latest one's latency."""
+    found: dict[Shape, float] = {}
+    for network in tuned:
+        shapes = shapes_of(network.table)
+        for entry in network.latencies:
+            shape = shapes.get(entry.task_id)
+            if shape is not None and entry.program_id is not None and shape.kind != "other":
+                found[shape] = entry.latency_ms
+    return found
+
+
+def shapes_of(table: NetworkTable) -> dict[str, Shape]:
+    """The shape of each task that has a call site."""
+    sites = {subgraph.task_id: subgraph for subgraph in table.subgraphs}
+    return {
+        task.task_id: Shape.of(task, sites[task.task_id])
+        for task in table.tasks
+        if task.task_id in sites
+    }
+
+
+def predicted_ms(
+    model: LatencyModel,
+    programs: Tuned,
+    groups: Sequence[ChannelGroup],
+    widths: Mapping[str, int],
+    cut: Mapping[str, int],
+) -> float:
+    """What the network would take with the groups of ``cut`` narrower, in ms.
+
+    ``programs`` are the network's own, ``widths`` its groups' widths. Call sites that read or
+    compute a cut group's channels change; the others cost what they cost now.
+    """
+    shares = {group: width / widths[group] for group, width in cut.items()}
+    outputs = {m: shares[g.group_id] for g in groups if g.group_id in cut for m in g.producers}
+    inputs = {m: shares[g.group_id] for g in groups if g.group_id in cut for m in g.consumers}
+    shapes = shapes_of(programs.table)
+    costs = {entry.task_id: entry.cost_ms for entry in programs.latencies}
+    total, before, after, weights = 0.0, [], [], []
+    for subgraph in programs.table.subgraphs:
+        cost, module = costs.get(subgraph.task_id, 0.0), subgraph.module or ""
+        shape = shapes[subgraph.task_id]
+        if module not in outputs and module not in inputs:
+            total += cost
+            continue
+        before.append(shape)
+        after.append(shape.scaled(outputs.get(module, 1.0), inputs.get(module, 1.0)))
+        weights.append(cost)
+    if before:
+        ratios = np.exp(model.log_ms(after) - model.log_ms(before))
+        total += float(np.dot(weights, np.minimum(ratios, 1.0)))
+    return total

@@ -1,0 +1,58 @@
+"""Many widths ranked by a latency model, so that few are measured.
+
+The idea of RB-CPrune (IEEE TMC 2025): an estimator of latencies stands in for tuning. Here it only
+chooses what is screened; nothing is accepted without measurements.
+"""
+
+from __future__ import annotations
+
+from orchestrator.policies.base import Proposal, View
+from orchestrator.policies.latency_model import LatencyModel, predicted_ms, samples_of
+from orchestrator.policies.parallel import Parallel
+from orchestrator.policies.propose import propose
+
+DEPTHS = 8
+"""Widths of each task that are looked at."""
+
+
+class Predictor(Parallel):
+    """As ``Parallel``, with candidates at more depths, of which the model's best are screened.
+
+    For each task, and for all of them together, those with the largest predicted gain for the share
+    of channels taken: as many as ``Parallel`` would screen of one task.
+    """
+
+    learns = True
+
+    def propose(self, view: View) -> Proposal:
+        """The candidates with the largest predicted gains."""
+        prune = view.config
+        groups, current = view.prepared.groups, view.search.current
+        found = propose(
+            view.ranking,
+            view.programs,
+            groups,
+            current,
+            view.search.set_aside,
+            view.tried,
+            prune.model_copy(update={"widths_per_task": max(DEPTHS, prune.widths_per_task)}),
+        )
+        model = LatencyModel(samples_of([*view.screened, view.programs]))
+        dense = {group.group_id: group.channels for group in groups}
+        widths = {**dense, **current.structure.widths}
+        ranked = []
+        for candidate in found.candidates:
+            cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
+            told_ms = predicted_ms(model, view.programs, groups, widths, cut)
+            gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
+            if gain < 1.0 - prune.step_latency_ratio:
+                continue
+            taken = sum(1.0 - width / widths[group] for group, width in cut.items())
+            known = candidate.model_copy(update={"predicted_ms": told_ms})
+            ranked.append((candidate.task_name, gain / max(taken, 1e-9), known))
+        ranked.sort(key=lambda item: (-item[1], item[2].candidate_id))
+        chosen = []
+        for name in dict.fromkeys(name for name, _, _ in ranked):
+            own = [candidate for other, _, candidate in ranked if other == name]
+            chosen += own[: max(1, prune.widths_per_task // 2)]
+        return Proposal(candidates=tuple(chosen), passed_over=found.passed_over)
