@@ -1,6 +1,7 @@
 """Our compiled networks against what people would deploy instead, on this machine's CPU.
 
-    python benchmarks/code.py [--quick] [--only NETWORK] [--trials N] [--max-s S] [--records FILE]
+    python benchmarks/code.py [--quick] [--pruned] [--only NETWORK] [--trials N] [--max-s S]
+                              [--records FILE]
 
 Dense networks with random weights, one image at a time, fp32, the same number of threads for all:
 ours (tuned, compiled, run on the local RPC device) against ONNX Runtime and PyTorch (eager and
@@ -10,6 +11,8 @@ asleep. Latencies are medians over the turns, ratios medians of the turns' ratio
 Programs come from the record store first; what is missing of the trials is searched, for at most
 ``--max-s`` seconds a network. For every network the table of tasks is printed too: what each takes
 by itself and inside the network, and how their sum compares with the whole.
+``--pruned``: the same networks with half of every width (random weights, no accuracy is claimed), ours
+against ONNX Runtime on the same network and on the dense one.
 Ratios are ours / theirs: below 1 ours is faster. GFLOP/s counts the direct form's operations,
 whoever needs fewer. The last line is JSON.
 """
@@ -25,7 +28,7 @@ import time
 from pathlib import Path
 
 import torch
-from code_parts.networks import NETWORKS, network_and_image
+from code_parts.networks import NETWORKS, halved, network_and_image
 from code_parts.ours import Compiled, compiled
 from code_parts.peers import (
     Run,
@@ -42,7 +45,13 @@ from schemas.config import TuneConfig
 
 _TURNS = 7
 _PAUSE_S = 0.2
-_OURS, _ORT = "ours", "ONNX Runtime"
+_OURS, _ORT, _DENSE_ORT = "ours", "ONNX Runtime", "ONNX Runtime, dense"
+_FIELDS = {
+    (_ORT, False): "dense_vs_ort",
+    (_ORT, True): "pruned_vs_pruned_ort",
+    (_DENSE_ORT, True): "pruned_vs_dense_ort",
+}
+"""Contender, and whether the networks are pruned -> name of our ratio to it in the JSON line."""
 
 
 def main() -> None:
@@ -54,7 +63,7 @@ def main() -> None:
     label = "quick, " if arguments.quick else ""
     print(f"{cpu_model()}, {threads} threads, {label}{arguments.trials} trials for each task")
     print(f"measured peak: {peak_gflops(threads):.0f} GFLOP/s (the fastest matrix product)")
-    ratios: dict[str, dict[str, float]] = {}
+    ratios: dict[str, dict[str, float | bool]] = {}
     rows = []
     for name in arguments.only or NETWORKS:
         latencies, gmacs = _compare(name, threads, arguments)
@@ -63,12 +72,15 @@ def main() -> None:
             ratio = statistics.median(ours / other for ours, other in per_turn)
             middle = statistics.median(values)
             rows.append((name, contender, middle, 2 * gmacs / middle * 1e3, ratio))
-            if contender == _ORT:
-                ratios[name] = {"dense_vs_ort": round(ratio, 3)}
-    print(f"\n{'network':<18}{'by':<16}{'ms':>9}{'GFLOP/s':>10}{'ours / it':>11}")
+            field = _FIELDS.get((contender, arguments.pruned))
+            if field:
+                ratios.setdefault(name, {})[field] = round(ratio, 3)
+        if arguments.pruned:
+            ratios[name]["pruned_at_floor"] = False
+    print(f"\n{'network':<18}{'by':<22}{'ms':>9}{'GFLOP/s':>10}{'ours / it':>11}")
     for name, contender, middle, gflops, ratio in rows:
         shown = "" if contender == _OURS else f"{ratio:.2f}"
-        print(f"{name:<18}{contender:<16}{middle:>9.2f}{gflops:>10.0f}{shown:>11}")
+        print(f"{name:<18}{contender:<22}{middle:>9.2f}{gflops:>10.0f}{shown:>11}")
     print(json.dumps(ratios))
 
 
@@ -77,6 +89,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="8 trials for each task")
+    parser.add_argument("--pruned", action="store_true", help="half of every width")
     parser.add_argument("--only", action="append", choices=sorted(NETWORKS), metavar="NETWORK")
     parser.add_argument("--trials", type=int, default=64, help="for each task, shared out")
     parser.add_argument("--max-s", type=float, default=2700.0, help="of search, for each network")
@@ -94,6 +107,9 @@ def _compare(
     """Latency of each contender in each turn, in ms, and the network's MACs in 1e9."""
     print(f"\n{name}", flush=True)
     network, image = network_and_image(name)
+    dense = network
+    if arguments.pruned:
+        network = halved(network, image)
     tune = TuneConfig(
         trials_per_task=arguments.trials,
         min_trials_per_task=min(16, arguments.trials),
@@ -119,6 +135,8 @@ def _compare(
             "torch eager": torch_eager(network, image),
             "torch compiled": torch_compiled(network, image),
         }
+        if arguments.pruned:
+            peers[_DENSE_ORT] = onnx_runtime(dense, image, threads, Path(folder))
         latencies: dict[str, list[float]] = {contender: [] for contender in [_OURS, *peers]}
         for _ in range(_TURNS):
             time.sleep(_PAUSE_S)

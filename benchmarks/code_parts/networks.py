@@ -6,6 +6,9 @@ import torch
 import torchvision
 from torch import nn
 
+from workers.pruning.groups import channel_groups
+from workers.pruning.surgery import prune_to
+
 
 def _resnet18_for_small_images() -> nn.Module:
     """ResNet-18 as it is used for CIFAR: a first layer of 3x3 and stride 1, no pooling behind."""
@@ -30,3 +33,17 @@ def network_and_image(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     network = make().eval().requires_grad_(False)
     return network, torch.randn(1, 3, size, size)
+
+
+def halved(network: nn.Module, image: torch.Tensor) -> nn.Module:
+    """The network with half of every prunable width, in multiples of 16 (at least 16, or all).
+
+    Fixed widths for the compiler's sake: nothing is trained, and no accuracy is claimed.
+    """
+    groups = channel_groups(network, image)
+    widths = {
+        group.group_id: min(group.channels, max(16, group.channels // 2 // 16 * 16))
+        for group in groups
+        if group.prunable and group.divisor == 1
+    }
+    return prune_to(network, image, groups, widths, "first").eval().requires_grad_(False)

@@ -45,8 +45,8 @@ class Policy(Protocol):
 
     ``screening``: how candidates' programs are found before any training; None where candidates are
     trained at once and taken when they meet the floor, whatever their latency. ``gates_steps``:
-    whether a step has to keep ``prune.step_accuracy_ratio`` besides the floor. ``learns``: whether it
-    wants to see the programs of all candidates screened before.
+    whether a step has to keep ``prune.step_accuracy_ratio`` besides the floor. ``learns``: whether
+    it wants to see the programs of all candidates screened before.
     """
 
     screening: ScreeningKind | None
