@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.cprune-installed
 NEEDED_GB := 9
 
-.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling compare setup
+.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling bench-verdicts compare setup
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(STAMP)
@@ -44,6 +44,9 @@ bench-code: $(STAMP)
 
 bench-scaling: $(STAMP)
 	$(PYTHON) benchmarks/scaling.py $(ARGS)
+
+bench-verdicts: $(STAMP)
+	$(PYTHON) benchmarks/verdicts.py $(ARGS)
 
 compare: $(STAMP)
 	$(PYTHON) benchmarks/compare.py $(ARGS)

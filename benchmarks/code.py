@@ -11,7 +11,7 @@ asleep. Latencies are medians over the turns, ratios medians of the turns' ratio
 Programs come from the record store first; what is missing of the trials is searched, for at most
 ``--max-s`` seconds a network. For every network the table of tasks is printed too: what each takes
 by itself and inside the network, and how their sum compares with the whole.
-``--pruned``: the same networks with half of every width (random weights, no accuracy is claimed), ours
+``--pruned``: networks with half of every width (random weights, no accuracy is claimed), ours
 against ONNX Runtime on the same network and on the dense one.
 Ratios are ours / theirs: below 1 ours is faster. GFLOP/s counts the direct form's operations,
 whoever needs fewer. The last line is JSON.

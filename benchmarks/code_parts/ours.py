@@ -28,6 +28,7 @@ from workers.tuning.libraries import NetworkLibraries
 
 _ALL_RECORDS_BYTES = 1e9
 _TOLERANCE = 1e-3
+_MEASURE = MeasureConfig(model_repeats=5, model_max_repeats=5, model_min_repeat_ms=100)
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def compiled(
     threads: int,
     records: Path,
     folder: Path,
+    measure: MeasureConfig = _MEASURE,
 ) -> Iterator[Compiled]:
     """Tune with what the record store has and the trials still missing; build; watch once.
 
     Raises ``SystemExit`` when the library's output differs from torch's.
     """
-    measure = MeasureConfig(model_repeats=5, model_max_repeats=5, model_min_repeat_ms=100)
     sharing = Sharing(records, _ALL_RECORDS_BYTES, conditions_of(measure), takes=True)
     table = SharingLedger(folder / "ledger.sqlite", sharing)
     weight_bytes = 4 * sum(parameter.numel() for parameter in network.parameters())
