@@ -30,7 +30,10 @@ class MethodRow(Schema):
     macs: int
     params: int
     meets_floor: bool
-    trials_per_task: int = Field(description="Least trials of a task of the final network.")
+    least_trials: int = Field(
+        description="Of a task of the final network, those its programs descend from included."
+    )
+    most_trials: int
     decided: int = Field(description="Candidates that were decided upon.")
     trained: int = Field(description="Candidates that were trained.")
     measured_programs: int = Field(description="By its run, final tuning included.")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from orchestrator import driver
 from orchestrator.compare.finals import Finals, measure_finals
-from orchestrator.compare.methods import DENSE, OURS, method_config
+from orchestrator.compare.methods import DENSE, OURS, START, method_config
 from orchestrator.compare.page import render
-from orchestrator.compare.rows import table_of
+from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.summary import exported_of, prepared_of
@@ -51,23 +51,25 @@ def compare(
         ComparisonStopped: a run failed, or was stopped by the user.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    start = _run(START, method_config(base, START, folder), report)
+    checkpoint = _dense_weights(start, folder)
     records: dict[str, RunRecord] = {}
-    checkpoint: Path | None = None
-    least_candidates = 0
-    for method in (DENSE, *methods):
+    least_candidates = least_trials = 0
+    for method in (OURS, DENSE, *(name for name in methods if name != OURS)):
         config = method_config(
             base,
             method,
             folder,
             checkpoint=checkpoint,
             least_candidates=least_candidates,
+            least_trials=least_trials,
             original_candidates=original_candidates,
         )
         records[method] = _run(method, config, report)
-        if method == DENSE:
-            checkpoint = _dense_weights(records[DENSE], folder)
         if method == OURS:
             least_candidates = _trained(records[OURS])
+            least_trials = _most_trials(records[OURS])
+    records = {method: records[method] for method in (DENSE, *methods)}
     tables = []
     for target in base.targets:
         finals = _finals(records, folder, target, base, report)
@@ -119,7 +121,7 @@ def _dense_weights(record: RunRecord, folder: Path) -> Path:
     assert prepared is not None
     path = folder / DENSE_WEIGHTS
     if not path.exists():
-        store = ArtifactStore(str(folder / DENSE / "artifacts"))
+        store = ArtifactStore(str(folder / START / "artifacts"))
         shutil.copyfile(store.local_path(prepared.dense.weights), path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
     return path
@@ -129,6 +131,15 @@ def _trained(record: RunRecord) -> int:
     """Most candidates that were trained for a target."""
     return max(
         sum(step.val_accuracy is not None for step in target.steps) for target in record.targets
+    )
+
+
+def _most_trials(record: RunRecord) -> int:
+    """What the most tuned task of a final network had, with those its programs descend from."""
+    return max(
+        most_trials(exported)
+        for target in record.targets
+        if (exported := exported_of(record, target.target)) is not None
     )
 
 

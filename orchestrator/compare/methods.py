@@ -1,7 +1,8 @@
 """The methods that are compared: each is a run with settings of its own.
 
 All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
-of measured programs; the final network of each gets twice the trials of the search for each task.
+of measured programs. Our final network gets twice the trials of the search for each task, the
+others' as many as any task of ours had then, those of the programs it descends from included.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 from schemas.config import RunConfig
 
 DENSE, OURS, ORIGINAL = "dense", "ours", "cprune-original"
+START = "start"
+"""The run that trains the dense network and tunes it for the search; no row of the table."""
 
 _ENDLESS = {
     "max_rounds": 1_000_000,
@@ -31,6 +34,7 @@ _ORIGINAL = {
 """alpha, beta, the largest sparsity and the ranking of CPrune's code."""
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    START: {"budget": {"max_rounds": 0}},
     DENSE: {"budget": {"max_rounds": 0}},
     OURS: {},
     "uniform-l1": {"prune": {"policy": "uniform", "ranking": "l1"}, "budget": _ENDLESS},
@@ -66,19 +70,26 @@ def method_config(
     *,
     checkpoint: Path | None = None,
     least_candidates: int = 0,
+    least_trials: int = 0,
     original_candidates: int = 0,
 ) -> RunConfig:
     """The configuration of one method's run, which lies in ``folder``.
 
     ``checkpoint``: the dense network's weights, for all but the run that trains it.
     ``least_candidates``: what ours trained, which those that know one ratio for the whole network
-    get too. ``original_candidates``: at which the original algorithm is stopped; 0: at its end.
+    get too. ``least_trials``: what a task of our final network had at most, which every task of the
+    others' gets. ``original_candidates``: at which the original algorithm is stopped; 0: at its
+    end.
     """
+    trials = base.tune.trials_per_task
+    final_trials = {START: trials, OURS: 2 * trials}.get(method, max(2 * trials, least_trials))
+    if method in ABLATIONS:
+        final_trials = 2 * trials
     settings: dict[str, Any] = {
         "run": method.replace(" ", "-"),
         "output": str(folder),
         "compare_uniform": None,
-        "tune": {"final_trials_per_task": 2 * base.tune.trials_per_task},
+        "tune": {"final_trials_per_task": final_trials},
         "records": {"share": True, "path": str(folder / "records.sqlite")},
     }
     if checkpoint is not None:

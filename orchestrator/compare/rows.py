@@ -102,7 +102,8 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
         macs=exported.final.info.macs,
         params=exported.final.info.params,
         meets_floor=meets_floor(exported.final.val_accuracy, floor),
-        trials_per_task=_least_trials(exported),
+        least_trials=min(_trials(exported), default=0),
+        most_trials=most_trials(exported),
         decided=len(state.steps),
         trained=sum(step.val_accuracy is not None for step in state.steps),
         measured_programs=summary.measured_programs,
@@ -175,12 +176,17 @@ def _search_programs(record: RunRecord, state: TargetRecord) -> int:
     )
 
 
-def _least_trials(exported: Exported) -> int:
+def most_trials(exported: Exported) -> int:
+    """Of the final network's tasks, the most that one had."""
+    return max(_trials(exported), default=0)
+
+
+def _trials(exported: Exported) -> list[int]:
+    """Trials of each task of the final network, with those of the tasks its programs descend from;
+    tasks that only move or sum data, whose spaces are small, are left out."""
     tuned = exported.final_tuned
     kinds = {task.task_id: task.kind for task in tuned.table.tasks}
-    return min(
-        (entry.trials for entry in tuned.latencies if kinds[entry.task_id] != "other"), default=0
-    )
+    return [e.lineage_trials for e in tuned.latencies if kinds[e.task_id] != "other"]
 
 
 def _ratio_to(best: MethodRow | None, ours: MethodRow | None) -> float | None:
