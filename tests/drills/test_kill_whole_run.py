@@ -63,7 +63,7 @@ def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
             "transplant_variants": 2,
         },
         "measure": {"model_repeats": 4, "model_max_repeats": 4, "model_min_repeat_ms": 5},
-        "budget": {"max_rounds": 2},
+        "budget": {"max_rounds": 1},
         "records": {"share": False},  # each run finds out everything by itself
         "targets": [
             {"name": "host", "device": device, "recording": str(folder / "recording.jsonl")}
