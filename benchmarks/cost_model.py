@@ -17,8 +17,8 @@ with samples:
 - next: 16 programs of each *other* task of the network are;
 - own: 16 programs of each task, the judged one among them; the others of it are predicted.
 
-Then seconds of one training, for so many samples alone and with 16 programs of each of 20 tasks
-besides, as early in a search. The last line is JSON.
+Then seconds of one core that a training takes, for so many samples alone and with 16 programs of
+each of 20 tasks besides, as early in a search. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ class Bench:
         return Trained(self._model, self._model.fitted(records, 0))
 
     def train_s(self, tasks: Tasks) -> float:
-        """Seconds of one training: the median of some."""
+        """Seconds of one core that a training takes: the median of some."""
         taken = []
         for _ in range(_TRAININGS):
-            began = time.monotonic()
+            began = time.process_time()
             self.train(tasks)
-            taken.append(time.monotonic() - began)
+            taken.append(time.process_time() - began)
         return statistics.median(taken)
 
     def _table(self, name: str) -> TaskTable:

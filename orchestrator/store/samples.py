@@ -6,7 +6,6 @@ network's at other widths.
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 
@@ -82,15 +81,19 @@ _Ranked = tuple[float, str, str, int]
 
 
 def chosen(tasks: Iterable[Sequence[_Ranked]], limit: int) -> list[_Ranked]:
-    """At most ``limit`` programs of the first tasks that have several, in equal shares.
+    """At most ``limit`` programs of the first tasks that have several.
 
-    Of each task the fastest one, since the others' latencies are seen relative to it, and a spread
-    of the others. ``tasks`` is read no further than needed.
+    Of each task at most an equal share: the fastest one, since the others' latencies are seen
+    relative to it, and a spread of the others. ``tasks`` is read no further than needed.
     """
-    useful = (programs for programs in tasks if len(programs) >= _LEAST_PROGRAMS)
-    first = list(itertools.islice(useful, limit // _LEAST_SHARE))
-    share = limit // max(1, len(first))
-    return [one for programs in first for one in spread(sorted(programs), share)]
+    first: list[Sequence[_Ranked]] = []
+    room, coming = limit, iter(tasks)
+    while room > 0 and (programs := next(coming, None)) is not None:
+        if len(programs) >= _LEAST_PROGRAMS:
+            first.append(programs)
+            room -= min(len(programs), _LEAST_SHARE)
+    share = max(_LEAST_SHARE, limit // max(1, len(first)))
+    return [one for programs in first for one in spread(sorted(programs), share)][:limit]
 
 
 def spread(ranked: Sequence[_Ranked], count: int) -> list[_Ranked]:

@@ -53,13 +53,17 @@ class TestChoice:
         assert [one[0] for one in spread(ranked, 5)] == [1.0, 26.0, 51.0, 76.0, 101.0]
         assert spread(ranked[:3], 5) == ranked[:3]
 
-    def test_tasks_get_equal_shares_and_the_first_ones_when_there_are_many(self) -> None:
-        few = chosen([task("a", 200), task("b", 10), task("c", 200)], 96)
-        assert [sum(one[2] == name for one in few) for name in "abc"] == [32, 10, 32]
-        assert [one[0] for one in few if one[2] == "b"] == list(map(float, range(1, 11)))
-        many = chosen((task(str(number), 40) for number in range(9)), 64)
-        assert [one[2] for one in many] == ["0"] * 32 + ["1"] * 32
+    def test_tasks_get_equal_shares(self) -> None:
+        found = chosen([task("a", 200), task("b", 10), task("c", 200)], 150)
+        assert [sum(one[2] == name for one in found) for name in "abc"] == [50, 10, 50]
+        assert [one[0] for one in found if one[2] == "b"] == list(map(float, range(1, 11)))
         assert len(chosen([task("a", 200)], 96)) == 96
+
+    def test_of_many_tasks_the_first_ones_are_taken_until_there_are_enough(self) -> None:
+        found = chosen((task(str(number), 40) for number in range(9)), 64)
+        assert [one[2] for one in found] == ["0"] * 32 + ["1"] * 32
+        small = chosen((task(str(number), 10) for number in range(9)), 64)
+        assert len(small) == 64 and {one[2] for one in small} == set("0123456")
 
     def test_a_program_alone_tells_nothing(self) -> None:
         assert {one[2] for one in chosen([task("a", 1), task("b", 2), task("c", 9)], 64)} == {
