@@ -34,9 +34,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from code_parts.networks import NETWORKS, network_and_image
-from scipy.stats import spearmanr
+from scores import Score, guessed, middle, score
 
 from orchestrator.store.records import RecordStore, conditions_of, store_path
 from orchestrator.store.samples import MOST_SAMPLES, chosen
@@ -53,21 +52,12 @@ from workers.tuning.search import Search, target_of
 
 _ROUND = 16
 _LEAST_PROGRAMS = 2 * _ROUND
-_PICKED = 8
 _SIZES = (128, 256, 512, 1024, 2048)
 _TASKS_TUNED = 20
 _TRAININGS = 3
 
 Tasks = dict[str, list[Program]]
 """Task -> its programs that ran, in the order in which they were first measured."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well programs of one task, or of several (medians), were predicted."""
-
-    rank: float
-    pick: float
 
 
 class Bench:
@@ -173,30 +163,7 @@ class Trained:
         """How well it knows these programs of one task."""
         rows = [self.features.features(program.program_id) for program in programs]
         predicted = self.model._predict(rows)  # type: ignore[attr-defined]
-        return score(predicted, [program.latency_ms for program in programs])
-
-
-def score(predicted: np.ndarray, latencies_ms: Sequence[float]) -> Score:
-    """Of predicted speeds (larger is faster)."""
-    rank = float(spearmanr(predicted, -np.array(latencies_ms)).statistic)
-    first = np.argsort(-predicted, kind="stable")[:_PICKED]
-    pick = min(latencies_ms[index] for index in first) / min(latencies_ms)
-    return Score(0.0 if np.isnan(rank) else rank, pick)
-
-
-def guessed(programs: Sequence[Program]) -> Score:
-    """What a guess is worth: the median of many."""
-    random = np.random.default_rng(0)
-    latencies_ms = [program.latency_ms for program in programs]
-    picks = [score(random.random(len(programs)), latencies_ms).pick for _ in range(101)]
-    return Score(0.0, statistics.median(picks))
-
-
-def middle(scores: Sequence[Score]) -> Score:
-    """Medians."""
-    return Score(
-        statistics.median(one.rank for one in scores), statistics.median(one.pick for one in scores)
-    )
+        return score(predicted, _latencies_ms(programs))
 
 
 def judge(bench: Bench, own: Tasks, others: Tasks) -> Iterator[tuple[str, Score, Score]]:
@@ -212,7 +179,9 @@ def judge(bench: Bench, own: Tasks, others: Tasks) -> Iterator[tuple[str, Score,
             first = bench.train({})
             found["first"][1].extend(first.score(programs) for programs in judged.values())
         else:
-            found["first"][0].extend(guessed(programs) for programs in judged.values())
+            found["first"][0].extend(
+                guessed([p.latency_ms for p in some]) for some in judged.values()
+            )
         after = bench.train(begun)
         for task_id, programs in judged.items():
             rest = {key: some for key, some in begun.items() if key != task_id}
@@ -283,6 +252,10 @@ def main() -> None:
             figures[f"{situation}_rank_{name}"] = round(of_all.rank, 3)
             figures[f"{situation}_pick_{name}"] = round(of_all.pick, 3)
     print(json.dumps(figures | ({"quick": True} if arguments.quick else {})))
+
+
+def _latencies_ms(programs: Sequence[Program]) -> list[float]:
+    return [program.latency_ms for program in programs]
 
 
 def _programs(networks: dict[str, Tasks]) -> int:
