@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.cprune-installed
 NEEDED_GB := 9
 
-.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling bench-verdicts compare setup
+.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling bench-verdicts bench-cost-model compare setup
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(STAMP)
@@ -50,6 +50,8 @@ bench-verdicts: $(STAMP)
 
 compare: $(STAMP)
 	$(PYTHON) benchmarks/compare.py $(ARGS)
+bench-cost-model: $(STAMP)
+	$(PYTHON) benchmarks/cost_model.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The table actor: the process that owns the ledger, and what others hold of it.
 
-The driver holds a ``LedgerClient``, workers a ``TableClient``, which reaches the programs alone.
+The driver holds a ``LedgerClient``, workers a ``TableClient``, which reaches nothing but programs
+and the samples that cost models learn from.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from orchestrator.store.sharing import Sharing, SharingLedger
 from orchestrator.transition import IllegalTransition
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program
+from schemas.table import Program, Sample
 from schemas.work import Outcome
 
 ANSWER_TIMEOUT_S = 120.0
@@ -96,7 +97,10 @@ class _Client:
 
 
 class TableClient(_Client):
-    """A worker's view of the table: programs alone. May be sent to other processes."""
+    """A worker's view of the table: programs, and what is learned from them.
+
+    May be sent to other processes.
+    """
 
     def programs(self, task_ids: list[str], device_model: str) -> list[Program]:
         """The programs of these tasks on one device model."""
@@ -115,6 +119,15 @@ class TableClient(_Client):
         """Programs stored for each of these tasks."""
         found: dict[str, int] = self._call("trial_counts", task_ids, device_model)
         return found
+
+    def samples(self, device_model: str, target: str) -> list[Sample]:
+        """What the cost model begins with."""
+        found: list[Sample] = self._call("samples", device_model, target)
+        return found
+
+    def share_samples(self, samples: Sequence[Sample]) -> None:
+        """Give samples to other runs."""
+        self._call("share_samples", list(samples))
 
 
 class LedgerClient(TableClient, Ledger):
@@ -163,6 +176,9 @@ class LedgerClient(TableClient, Ledger):
     def all_work(self) -> list[WorkRecord]:
         found: list[WorkRecord] = self._call("all_work")
         return found
+
+    def keep_samples(self, device_model: str, target: str, samples: Sequence[Sample]) -> None:
+        self._call("keep_samples", device_model, target, list(samples))
 
     def remarks(self) -> list[str]:
         return _as(list, self._call("remarks"))

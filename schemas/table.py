@@ -133,6 +133,17 @@ class Program(Schema):
         return self.measurement.latency_ms if self.measurement else float("inf")
 
 
+class Sample(Schema):
+    """What a cost model learns from one measured program, whatever network it is of."""
+
+    task_id: str
+    program_id: str
+    device_model: str = Field(description="As the program has it.")
+    target: str = Field(description="sha256 of the target that the program was compiled for.")
+    latency_ms: float = Field(gt=0.0)
+    features: bytes = Field(description="As the cost model packs them.")
+
+
 class NetworkTable(Schema):
     """The tasks and subgraphs of one network structure on one target."""
 

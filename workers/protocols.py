@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from schemas.table import Program
+from schemas.table import Program, Sample
 
 
 class ProgramTable(Protocol):
@@ -28,4 +28,12 @@ class ProgramTable(Protocol):
 
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
         """Programs stored for each of these tasks, those that failed included."""
+        ...
+
+    def samples(self, device_model: str, target: str) -> list[Sample]:
+        """What the cost model begins with: programs of other tasks, the same at each call."""
+        ...
+
+    def share_samples(self, samples: Sequence[Sample]) -> None:
+        """Let the cost models of other runs begin with these; all are of stored programs."""
         ...

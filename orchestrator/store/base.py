@@ -19,7 +19,7 @@ from orchestrator.transition import IllegalTransition
 from schemas.base import Schema
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program
+from schemas.table import Program, Sample
 from schemas.work import Outcome
 
 
@@ -142,6 +142,18 @@ class Ledger(ABC):
     @abstractmethod
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
         """Programs stored for each of these tasks on one device model."""
+
+    @abstractmethod
+    def samples(self, device_model: str, target: str) -> list[Sample]:
+        """What the cost model for this target on this device model begins with."""
+
+    @abstractmethod
+    def keep_samples(self, device_model: str, target: str, samples: Sequence[Sample]) -> None:
+        """Note what that cost model begins with, be it nothing; what was noted first stays."""
+
+    def share_samples(self, samples: Sequence[Sample]) -> None:
+        """Give samples to other runs, where the ledger knows any."""
+        return None
 
     def remarks(self) -> list[str]:
         """What is to be told to whoever watches this start of the run, and stops nothing."""

@@ -8,7 +8,7 @@ from orchestrator.states import AnyState
 from orchestrator.store.base import Event, Ledger, RunInfo, Standing, repeats
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program
+from schemas.table import Program, Sample
 from schemas.work import Outcome
 
 
@@ -22,6 +22,7 @@ class MemoryLedger(Ledger):
         self._standings: dict[str, Standing] = {}
         self._work: dict[str, WorkRecord] = {}
         self._programs: dict[tuple[str, str], Program] = {}
+        self._samples: dict[tuple[str, str], list[Sample]] = {}
 
     def start(
         self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
@@ -105,6 +106,12 @@ class MemoryLedger(Ledger):
         return {
             task_id: sum(program.task_id == task_id for program in found) for task_id in task_ids
         }
+
+    def samples(self, device_model: str, target: str) -> list[Sample]:
+        return list(self._samples.get((device_model, target), ()))
+
+    def keep_samples(self, device_model: str, target: str, samples: Sequence[Sample]) -> None:
+        self._samples.setdefault((device_model, target), list(samples))
 
     def close(self) -> None:
         pass

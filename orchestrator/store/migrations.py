@@ -75,4 +75,27 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # A run that was begun before records were shared goes on with what it knew.
         "INSERT INTO asked SELECT DISTINCT task_id, device_model FROM program",
     ),
+    (
+        """
+        CREATE TABLE sample (
+            ordinal      INTEGER PRIMARY KEY AUTOINCREMENT,
+            device_model TEXT NOT NULL,
+            target       TEXT NOT NULL,
+            task_id      TEXT NOT NULL,
+            program_id   TEXT NOT NULL,
+            latency_ms   REAL NOT NULL,
+            features     BLOB NOT NULL
+        )
+        """,
+        # A target of '' stands for all of them.
+        """
+        CREATE TABLE sampled (
+            device_model TEXT NOT NULL,
+            target       TEXT NOT NULL,
+            PRIMARY KEY (device_model, target)
+        ) WITHOUT ROWID
+        """,
+        # A run whose cost model began with nothing goes on so.
+        "INSERT INTO sampled SELECT DISTINCT device_model, '' FROM asked",
+    ),
 )

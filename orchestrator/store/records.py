@@ -14,53 +14,22 @@ import importlib.metadata
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from orchestrator.store import samples as sample_table
+from orchestrator.store.record_layout import LAYOUTS
 from orchestrator.store.sqlite_file import transaction
 from schemas.config import MeasureConfig, RecordsConfig
-from schemas.table import SHARED_BATCH, Program
+from schemas.table import SHARED_BATCH, Program, Sample
 
 BUSY_TIMEOUT_S = 20.0
 TOOLS = ("apache-tvm", "apache-tvm-ffi")
-_LAYOUT = 1
 _KEPT_SHARE = 0.9  # of the limit, once it is passed: making room is not for every record
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-_TABLES = (
-    """
-    CREATE TABLE record (
-        ordinal      INTEGER PRIMARY KEY AUTOINCREMENT,
-        task_id      TEXT NOT NULL,
-        device_model TEXT NOT NULL,
-        conditions   TEXT NOT NULL,
-        program_id   TEXT NOT NULL,
-        verdict      INTEGER NOT NULL,
-        bytes        INTEGER NOT NULL,
-        used_at      REAL NOT NULL,
-        program      TEXT NOT NULL,
-        UNIQUE (task_id, device_model, conditions, program_id)
-    )
-    """,
-    "CREATE INDEX record_by_use ON record (used_at, ordinal, bytes)",
-    "CREATE TABLE total (records INTEGER NOT NULL, bytes INTEGER NOT NULL)",
-    "INSERT INTO total VALUES (0, 0)",
-    """
-    CREATE TRIGGER record_added AFTER INSERT ON record
-    BEGIN UPDATE total SET records = records + 1, bytes = bytes + new.bytes; END
-    """,
-    """
-    CREATE TRIGGER record_changed AFTER UPDATE OF bytes ON record
-    BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END
-    """,
-    """
-    CREATE TRIGGER record_removed AFTER DELETE ON record
-    BEGIN UPDATE total SET records = records - 1, bytes = bytes - old.bytes; END
-    """,
-)
 
 
 class RecordsUnusable(RuntimeError):
@@ -162,12 +131,29 @@ class RecordStore:
                     task_id, device_model, conditions, program_id, verdict, bytes, used_at, program
                 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT DO UPDATE SET
-                    verdict = excluded.verdict, bytes = excluded.bytes,
-                    used_at = excluded.used_at, program = excluded.program
-                WHERE record.verdict < excluded.verdict
+                    verdict = excluded.verdict, used_at = excluded.used_at,
+                    program = excluded.program, bytes = excluded.bytes + ifnull(
+                        (SELECT bytes FROM sample WHERE sample.ordinal = record.ordinal), 0
+                    )
+                WHERE record.verdict = 0 AND excluded.verdict > 0
                 """,
                 rows,
             )
+            room_made = self._make_room()
+        if room_made:
+            self._shrink()
+
+    def take_samples(
+        self, device_model: str, target: str, without: Collection[str]
+    ) -> list[Sample]:
+        """What a cost model begins with: samples of other tasks than those in ``without``."""
+        with self._transaction():  # of what it has found nothing may be removed meanwhile
+            return sample_table.take(self._db, self._conditions, device_model, target, without)
+
+    def keep_samples(self, samples: Sequence[Sample]) -> None:
+        """Add samples of programs that are here; those of others are left out."""
+        with self._transaction():
+            sample_table.keep(self._db, self._conditions, samples)
             room_made = self._make_room()
         if room_made:
             self._shrink()
@@ -192,7 +178,7 @@ class RecordStore:
         self._db.close()
 
     def _prepare(self) -> None:
-        """Bring an empty file to this layout; several processes may try at once."""
+        """Bring the file to this layout; several processes may try at once."""
         until = time.monotonic() + BUSY_TIMEOUT_S
         self._db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         while True:
@@ -207,13 +193,13 @@ class RecordStore:
             raise RecordsUnusable(f"the file system of {self.path} holds no write-ahead log")
         # A power cut may cost the last records, which other runs then measure again.
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if self._layout() == 0:
+        if self._layout() < len(LAYOUTS):
             with self._transaction():
-                if self._layout() == 0:
-                    for statement in _TABLES:
+                for number in range(self._layout(), len(LAYOUTS)):
+                    for statement in LAYOUTS[number]:
                         self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={_LAYOUT}")
-        if self._layout() != _LAYOUT:
+                    self._db.execute(f"PRAGMA user_version={number + 1}")
+        if self._layout() != len(LAYOUTS):
             raise RecordsBroken(
                 f"the record store {self.path} has layout {self._layout()}, which this cprune does "
                 "not know"
@@ -226,10 +212,10 @@ class RecordStore:
         # Where in its run a program was measured, and inside which network, says nothing to others.
         bare = program.model_copy(update={"batch": "", "position": 0, "inside_ms": None})
         text = bare.model_dump_json()
-        verdict = program.max_abs_error is not None or program.is_condemned
+        verdict = 2 if program.is_condemned else int(program.max_abs_error is not None)
         key = (program.task_id, program.device_model, self._conditions, program.program_id)
         size = len(text.encode()) + 2 * sum(map(len, key))  # the key lies in an index too
-        return (*key, int(verdict), size, time.time(), text)
+        return (*key, verdict, size, time.time(), text)
 
     def _make_room(self) -> bool:
         """Once the limit is passed, remove what was not used for the longest time."""

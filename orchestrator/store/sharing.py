@@ -3,7 +3,8 @@
 When the run first asks for the programs of a task on a device model, the store's are copied into
 the ledger. That it asked is noted in the same transaction, even where nothing was found: from then
 on the run looks at its ledger alone, and decides the same after a restart, whatever other runs have
-added. What it measures itself goes into its ledger first, and then into the store.
+added. What it measures itself goes into its ledger first, and then into the store. What its cost
+models begin with is copied likewise, when the first round of search asks for it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.store import sample_rows
 from orchestrator.store.records import RecordStore, RecordsUnusable, conditions_of, store_path
 from orchestrator.store.sqlite import SqliteLedger
 from schemas.config import RunConfig
-from schemas.table import Program
+from schemas.table import Program, Sample
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,21 @@ class SharingLedger(SqliteLedger):
         super().record_check(program)
         self._give([program])
 
+    def samples(self, device_model: str, target: str) -> list[Sample]:
+        with self._errors():
+            is_noted = sample_rows.is_noted(self._db, device_model, target)
+        if not is_noted:
+            found = self._samples_of_others(device_model, target)
+            self.keep_samples(device_model, target, found)
+        return super().samples(device_model, target)
+
+    def share_samples(self, samples: Sequence[Sample]) -> None:
+        if self._store is not None:
+            try:
+                self._store.keep_samples(samples)
+            except RecordsUnusable as error:
+                self._do_without(error)
+
     def remarks(self) -> list[str]:
         return list(self._remarks)
 
@@ -124,6 +141,17 @@ class SharingLedger(SqliteLedger):
                 "INSERT INTO asked VALUES (?, ?) ON CONFLICT DO NOTHING",
                 [(task_id, device_model) for task_id in new],
             )
+
+    def _samples_of_others(self, device_model: str, target: str) -> list[Sample]:
+        """The store's samples of tasks that this run has not asked for."""
+        if self._store is None or self._sharing is None or not self._sharing.takes:
+            return []
+        own = self._all("SELECT task_id FROM asked WHERE device_model = ?", device_model)
+        try:
+            return self._store.take_samples(device_model, target, {row[0] for row in own})
+        except RecordsUnusable as error:
+            self._do_without(error)
+            return []
 
     def _give(self, programs: Sequence[Program]) -> None:
         if self._store is None:

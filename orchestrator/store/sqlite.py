@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.states import STATE, AnyState
+from orchestrator.store import sample_rows
 from orchestrator.store.base import (
     Event,
     Ledger,
@@ -34,7 +35,7 @@ from orchestrator.store.sqlite_file import (
 )
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program
+from schemas.table import Program, Sample
 from schemas.work import Outcome, Work
 
 _CHUNK = 500  # parameters of one statement
@@ -236,6 +237,15 @@ class SqliteLedger(Ledger):
             device_model,
         )
         return {**dict.fromkeys(task_ids, 0), **{row[0]: row[1] for row in rows}}
+
+    def samples(self, device_model: str, target: str) -> list[Sample]:
+        with self._errors():
+            return sample_rows.noted(self._db, device_model, target)
+
+    def keep_samples(self, device_model: str, target: str, samples: Sequence[Sample]) -> None:
+        with self._transaction():
+            if not sample_rows.is_noted(self._db, device_model, target):
+                sample_rows.note(self._db, device_model, target, samples)
 
     def close(self) -> None:
         self._db.close()

@@ -30,7 +30,7 @@ from orchestrator.store.sharing import Sharing, SharingLedger
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.transition import IllegalTransition
 from schemas.record import WorkRecord
-from schemas.table import Program
+from schemas.table import Program, Sample
 from schemas.work import FineTuneWork, PrepareWork, Work
 
 Open = Callable[[], Ledger]
@@ -74,6 +74,17 @@ def program(number: int, task_id: str = "task", device_model: str = "m") -> Prog
         trace="[]",
         source="search",
         measurement=fake_world.measurement(float(number + 1)),
+    )
+
+
+def sample(number: int) -> Sample:
+    return Sample(
+        program_id=f"program-{number}",
+        task_id="of another network",
+        device_model="m",
+        target="t",
+        latency_ms=float(number + 1),
+        features=bytes([number, 0, 255]),
     )
 
 
@@ -146,6 +157,22 @@ class TestContract:
         assert ledger.programs([], "m") == []
         assert ledger.trial_counts(["task", "none"], "m") == {"task": 2, "none": 0}
 
+    def test_what_a_cost_model_begins_with_is_noted_once(self, ledger: Ledger) -> None:
+        ledger.keep_samples("m", "t", [sample(2), sample(1)])
+        ledger.keep_samples("m", "t", [sample(3)])
+        assert ledger.samples("m", "t") == [sample(2), sample(1)]
+        assert ledger.samples("m", "another target") == []
+        assert ledger.samples("another model", "t") == []
+
+    def test_nothing_is_something_to_begin_with(self, ledger: Ledger) -> None:
+        ledger.keep_samples("m", "t", [])
+        ledger.keep_samples("m", "t", [sample(1)])
+        assert ledger.samples("m", "t") == []
+
+    def test_giving_samples_to_others_changes_nothing_here(self, ledger: Ledger) -> None:
+        ledger.share_samples([sample(1)])
+        assert ledger.samples("m", "t") == []
+
     def test_many_keys_at_once(self, ledger: Ledger) -> None:
         ledger.add_programs([program(number, task_id=f"t{number}") for number in range(1200)])
         names = [f"t{number}" for number in range(1200)]
@@ -172,12 +199,14 @@ class TestFile:
         before.transition("host", 0, start("host"), "begins", 1.0, 0.0)
         before.add_work(record())
         before.add_programs([program(1)])
+        before.keep_samples("m", "t", [sample(1)])
         before.close()
         after = SqliteLedger(path)
         assert after.info() is not None
         assert after.standings()["host"].state == start("host")
         assert after.finished_keys() == {PrepareWork().key}
         assert after.programs(["task"], "m") == [program(1)]
+        assert after.samples("m", "t") == [sample(1)]
         after.close()
 
     def test_events_cannot_be_changed(self, tmp_path: Path) -> None:

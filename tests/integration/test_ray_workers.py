@@ -91,6 +91,12 @@ def test_tables_share_records_and_say_when_they_cannot(tmp_path: Path) -> None:
         client.for_workers().add_programs([records_world.program(1)])
     (taken,) = second.for_workers().programs(["task"], "m")
     assert taken.is_shared and second.remarks() == first.remarks() == []
+    given = [records_world.sample(number, "another") for number in (2, 3)]
+    first.add_programs([records_world.program(number, "another") for number in (2, 3)])
+    first.for_workers().share_samples(given)
+    assert second.for_workers().samples("m", records_world.TARGET) == given
+    second.keep_samples("m", records_world.TARGET, [])
+    assert second.samples("m", records_world.TARGET) == given
     (remark,) = alone.remarks()
     assert "cannot be used" in remark and len(alone.programs(["task"], "m")) == 1
     for client in clients:

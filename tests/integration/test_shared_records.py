@@ -1,9 +1,12 @@
-"""Runs that share a record store, on a real local device: nothing is measured twice."""
+"""Runs that share a record store, on a real local device: nothing is measured twice, and what was
+learned from one network is known to the next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tuning_world
@@ -15,8 +18,9 @@ from orchestrator.store.sharing import SharingLedger, sharing_of
 from orchestrator.summary import summarise
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program
+from schemas.table import Program, Sample
 from schemas.work import Candidate, Screened, ScreenWork, Tuned, TuneWork
+from workers.tuning.search import Search
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
 
@@ -29,10 +33,25 @@ class Run:
 
     def __init__(self, folder: Path, worker: TuningWorker, config: RunConfig) -> None:
         folder.mkdir()
+        self._folder, self._config = folder, config
         self.ledger = SharingLedger(folder / LEDGER, sharing_of(config))
         self.ledger.start("start", config, "digest", {})
         self.ledger.transition("host", 0, start("host"), "begins", 0.0, 0.0)
         self._worker = worker
+
+    def restart(self) -> None:
+        """Begin again with what the run's folder holds."""
+        self.ledger.close()
+        self.ledger = SharingLedger(self._folder / LEDGER, sharing_of(self._config))
+
+    def tune_alone(self, trials: int, module: str = LAYER, **changes: object) -> Tuned:
+        """Tune one task, whatever it gains."""
+        return self._tuner(trials).tune(tune_work(trials, module, **changes))
+
+    def samples(self, tuned: Tuned) -> list[Sample]:
+        """What its cost model begins with."""
+        learning = self._tuner()._learning
+        return self.ledger.samples(tuned.device_model, learning._target)
 
     def tune(self, trials: int, **changes: object) -> Tuned:
         """Tune two tasks; each is owed one trial, the others go where they pay."""
@@ -75,12 +94,12 @@ class Run:
         tasks = [entry.task_id for entry in tuned.latencies]
         return self.ledger.programs(tasks, tuned.device_model)
 
-    def _tuner(self) -> Tuner:
+    def _tuner(self, min_trials: int = 1) -> Tuner:
         """A tuner that knows this run's ledger alone."""
         for part in (self._worker._tuner, self._worker._trials):
             part._table = self.ledger
         tuner = restarted(self._worker)
-        tuner._config = tuner._config.model_copy(update={"min_trials_per_task": 1})
+        tuner._config = tuner._config.model_copy(update={"min_trials_per_task": min_trials})
         return tuner
 
     def _note(self, work: TuneWork | ScreenWork, outcome: Tuned | Screened) -> None:
@@ -145,3 +164,89 @@ def test_a_larger_run_measures_what_is_new(open_run: Callable[[str], Run]) -> No
     third = open_run("third")
     third.tune(4)
     assert third.measured() == 0
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round of search knew and proposed."""
+
+    task_id: str
+    known: int
+    learned_from: dict[str, int]
+    is_guess: bool
+    proposed: list[str]
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[Round]:
+    """The rounds of all runs."""
+    seen: list[Round] = []
+    original = Search.propose
+
+    def propose(
+        self: Search,
+        task_id: str,
+        module: Any,
+        measured: list[Program],
+        count: int,
+        seed: int,
+        model: Any,
+        *rest: Any,
+    ) -> Any:
+        found = original(self, task_id, module, measured, count, seed, model, *rest)
+        learned_from = {name: len(group.features) for name, group in model.data.items()}
+        ids = [proposal.program_id for proposal in found]
+        seen.append(Round(task_id, len(measured), learned_from, model.booster is None, ids))
+        return found
+
+    monkeypatch.setattr(Search, "propose", propose)
+    return seen
+
+
+def task_of(tuned: Tuned, module: str = LAYER) -> str:
+    (found,) = [s.task_id for s in tuned.table.subgraphs if s.module == module]
+    return found
+
+
+def test_a_run_on_another_network_does_not_begin_with_a_guess(
+    open_run: Callable[[str], Run], rounds: list[Round], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after a kill it goes on with the same samples, whatever others have added."""
+    first, second = open_run("first"), open_run("second")
+    dense = first.tune_alone(20)
+    assert rounds[0].is_guess and not rounds[0].learned_from and first.samples(dense) == []
+    ran = {p.program_id: p.latency_ms for p in first.programs(dense) if p.measurement}
+    assert len(ran) >= 16
+
+    add, stored = second.ledger.add_programs, []
+
+    def kill(programs: list[Program]) -> None:
+        if len(stored) == 1:
+            raise Interrupted
+        stored.extend(programs)
+        add(programs)
+
+    monkeypatch.setattr(second.ledger, "add_programs", kill)
+    rounds.clear()
+    with pytest.raises(Interrupted):
+        second.tune_alone(4, network=PRUNED)
+    samples = second.samples(dense)
+    assert {sample.program_id: sample.latency_ms for sample in samples} == ran
+    assert rounds[0].learned_from == {task_of(dense): len(ran)} and not rounds[0].is_guess
+    before = {one.known: one for one in rounds}
+
+    first.tune_alone(2, OTHER)
+    second.restart()
+    rounds.clear()
+    pruned = second.tune_alone(4, network=PRUNED)
+    assert task_of(pruned) != task_of(dense) and second.samples(dense) == samples
+    after = {one.known: one for one in rounds}
+    assert {known: after[known] for known in before} == before
+    assert rounds[-1].learned_from == {task_of(dense): len(ran), task_of(pruned): 2}
+    proposed = {program_id for one in rounds for program_id in one.proposed}
+    own = [p for p in second.programs(pruned) if p.task_id == task_of(pruned)]
+    assert proposed == {p.program_id for p in own} and len(own) == 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.store.records import RecordStore
-from schemas.table import Measurement, Program
+from schemas.table import Measurement, Program, Sample
 
 CONDITIONS = "tools of today"
+TARGET = "target"
 
 
 def program(number: int, task_id: str = "task", **changes: object) -> Program:
@@ -40,9 +42,22 @@ def failed(number: int, error: str) -> Program:
     return program(number, measurement=None, error=error)
 
 
+def sample(number: int, task_id: str = "task", **changes: object) -> Sample:
+    """What a cost model learns from program ``number``."""
+    values: dict[str, object] = {
+        "program_id": f"program-{number}",
+        "task_id": task_id,
+        "device_model": "m",
+        "target": TARGET,
+        "latency_ms": 1.0 + number,
+        "features": bytes([number]) * 600,
+    }
+    return Sample.model_validate({**values, **changes})
+
+
 def store(path: Path, max_bytes: float = 1e9, conditions: str = CONDITIONS) -> RecordStore:
     return RecordStore(path, max_bytes, conditions)
 
 
-def numbers(programs: list[Program]) -> list[int]:
+def numbers(programs: Sequence[Program | Sample]) -> list[int]:
     return [int(program.program_id.removeprefix("program-")) for program in programs]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fake_world
 import pytest
-from records_world import CONDITIONS, failed, numbers, program, store
+from records_world import CONDITIONS, TARGET, failed, numbers, program, sample, store
 
 from orchestrator.driver import run
 from orchestrator.store.base import Ledger
@@ -123,6 +123,78 @@ class TestGiving:
         second.record_check(taken.model_copy(update={"max_abs_error": 0.0}))
         assert second.programs(["task"], "m")[0].max_abs_error == 0.0
         assert open_run("third").programs(["task"], "m")[0].max_abs_error == 0.0
+
+
+def begins_with(ledger: Ledger) -> list[int]:
+    return numbers(ledger.samples("m", TARGET))
+
+
+def give(ledger: Ledger, *given: int, task_id: str = "other") -> None:
+    ledger.add_programs([program(number, task_id=task_id) for number in given])
+    ledger.share_samples([sample(number, task_id) for number in given])
+
+
+class TestCostModels:
+    def test_they_begin_with_what_others_measured_of_other_tasks(self, open_run: Open) -> None:
+        first = open_run("first")
+        give(first, 1, 2)
+        give(first, 3, 4, task_id="own")
+        second = open_run("second")
+        assert known(second, "own") == [3, 4]
+        assert begins_with(second) == [1, 2]
+        assert second.samples("m", TARGET)[0] == sample(1, "other")
+        assert second.samples("m", "another target") == []
+
+    def test_they_begin_with_the_same_after_a_restart(self, open_run: Open) -> None:
+        first, second, empty = open_run("first"), open_run("second"), open_run("empty")
+        assert begins_with(empty) == []
+        give(first, 1, 2)
+        assert begins_with(second) == [1, 2]
+        give(first, 3, 4, task_id="new")
+        assert begins_with(second) == [1, 2] and begins_with(empty) == []
+        for ledger in (second, empty):
+            ledger.close()
+        assert begins_with(open_run("second")) == [1, 2] and begins_with(open_run("empty")) == []
+        assert begins_with(open_run("third")) == [3, 4, 1, 2]
+
+    def test_a_run_that_records_or_replays_or_shares_nothing_begins_with_none(
+        self, open_run: Open
+    ) -> None:
+        give(open_run("first"), 1, 2)
+        assert begins_with(open_run("recording", takes=False)) == []
+        alone = open_run("alone", share=False)
+        assert begins_with(alone) == []
+        alone.close()
+        assert begins_with(open_run("alone")) == [], "nor does it in its middle"
+
+    def test_one_that_records_gives(self, open_run: Open) -> None:
+        give(open_run("recording", takes=False), 1, 2)
+        assert begins_with(open_run("last")) == [1, 2]
+
+    def test_in_a_ledger_of_before_they_go_on_with_none(
+        self, open_run: Open, tmp_path: Path
+    ) -> None:
+        give(open_run("first"), 1, 2)
+        (tmp_path / "old").mkdir()
+        db = sqlite3.connect(tmp_path / "old" / LEDGER)
+        for statement in (*MIGRATIONS[0], *MIGRATIONS[1]):
+            db.execute(statement)
+        db.execute("INSERT INTO asked VALUES ('task', 'm')")
+        db.execute("PRAGMA user_version = 2")
+        db.commit()
+        db.close()
+        assert begins_with(open_run("old")) == []
+
+    def test_a_store_that_fails_costs_no_more_than_the_samples(
+        self, open_run: Open, path: Path
+    ) -> None:
+        ledger = open_run("run")
+        assert ledger._store is not None
+        ledger._store._db.execute("DROP TABLE sample")
+        give(ledger, 1, 2)
+        assert begins_with(ledger) == [] and known(ledger, "other") == [1, 2]
+        (remark,) = ledger.remarks()
+        assert str(path) in remark
 
 
 class TestDoingWithout:

@@ -2,11 +2,13 @@
 
 TVM's own model is trained as it goes, so that its state depends on the order of what happened in
 the process. Here the features of every record are kept, and the booster is a function of the
-records alone.
+records alone, and of the samples of other tasks that it begins with.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,22 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.cost_model.xgb_model import FeatureGroup, XGBConfig, XGBModel
 
+from schemas.table import Sample
+
 _FAILED_MS = 1e10
+
+Features = np.ndarray[Any, Any]
+"""A row of float32 for each statement of a program that stores something."""
+
+
+def packed(features: Features) -> bytes:
+    """Features as few bytes; most of them are zeros."""
+    return zlib.compress(np.ascontiguousarray(features, dtype="float32").tobytes())
+
+
+def unpacked(data: bytes, columns: int) -> Features:
+    """What was packed, of so many columns."""
+    return np.frombuffer(zlib.decompress(data), dtype="float32").reshape(-1, columns)
 
 
 class RecordModel:
@@ -24,12 +41,31 @@ class RecordModel:
         """With fewer than ``min_samples`` records it predicts at random."""
         self._extractor = ms.feature_extractor.PerStoreFeature()
         self._min_samples = min_samples
-        self._features: dict[str, np.ndarray[Any, Any]] = {}
-        self._samples: dict[str, dict[str, float]] = {}
+        self._features: dict[str, Features] = {}
+        self._prior: dict[str, FeatureGroup] = {}
+
+    def begin_with(self, samples: Sequence[Sample]) -> None:
+        """Learn from samples of other tasks besides. Of a task with records, those alone count."""
+        columns = self._extractor.feature_vector_length
+        of_tasks: dict[str, list[Sample]] = {}
+        for sample in samples:
+            of_tasks.setdefault(sample.task_id, []).append(sample)
+        self._prior = {
+            task_id: FeatureGroup(
+                task_id,
+                [unpacked(sample.features, columns) for sample in group],
+                np.array([sample.latency_ms for sample in group], dtype="float32"),
+            )
+            for task_id, group in of_tasks.items()
+        }
 
     def knows(self, program_id: str) -> bool:
         """Whether the program's features are kept."""
         return program_id in self._features
+
+    def features(self, program_id: str) -> Features:
+        """The features that are kept of the program; they may be no rows."""
+        return self._features[program_id]
 
     def add(self, context: ms.TuneContext, programs: list[tuple[str, Schedule]]) -> None:
         """Extract and keep the features of programs of the context's task."""
@@ -49,7 +85,7 @@ class RecordModel:
             early_stopping_rounds=20,
             adaptive_training=False,
         )
-        groups = []
+        groups = [group for task_id, group in self._prior.items() if not records.get(task_id)]
         for task_id, latencies in records.items():
             known = [
                 (self._features[program_id], min(latency, _FAILED_MS))

@@ -8,8 +8,6 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from tvm.s_tir.meta_schedule import CostModel
-
 from schemas.config import TuneConfig
 from schemas.table import Program
 from schemas.work import Tuned, TuneWork
@@ -20,8 +18,8 @@ from workers.measuring.gauge import Gauge
 from workers.protocols import ProgramTable
 from workers.tuning.budget import Budget
 from workers.tuning.bundle import Bundle, Bundles
-from workers.tuning.cost_model import RecordModel
 from workers.tuning.finalists import finalists
+from workers.tuning.learning import Learning
 from workers.tuning.schedule import Schedule, TaskProgress
 from workers.tuning.search import Search
 from workers.tuning.stored import as_proposed, fastest, task_latency
@@ -65,7 +63,7 @@ class Tuner:
         self._seed = seed
         self._working = working
         self._search = Search(space, config.population_size, config.generations)
-        self._model = RecordModel()
+        self._learning = Learning(space, self._search, table, seed)
 
     def tune(self, work: TuneWork) -> Tuned:
         """Carry out ``work``; what of it is stored already is not repeated."""
@@ -146,6 +144,10 @@ class Tuner:
             if in_flight is not None:
                 self._finish(in_flight, known, done)
             in_flight = started
+        with self._working():
+            for task_id in bundle.task_ids:  # the last rounds, which no other round learned from
+                mine = [program for program in known[task_id] if program.program_id in done]
+                self._learning.learn(bundle.workloads[task_id], mine)
         for task_id in bundle.task_ids:
             if budget.wants(task_id) and fastest(known[task_id]) is None:
                 self._measure_untuned(bundle.workloads[task_id], done, prefix)
@@ -169,7 +171,7 @@ class Tuner:
         workload = bundle.workloads[task_id]
         seed = (self._seed + len(known[task_id])) % (2**31)
         with self._working():
-            model = self._fitted(bundle, known)
+            model = self._learning.fitted(bundle, known, self._trials.measured_as)
             proposals = self._search.propose(
                 task_id,
                 workload.module,
@@ -199,20 +201,6 @@ class Tuner:
         programs = [done[trial.program_id] for trial in current.trials]
         known[task_id] += programs
         current.progress.latencies_ms += [program.latency_ms for program in programs]
-
-    def _fitted(self, bundle: Bundle, known: dict[str, list[Program]]) -> CostModel:
-        """The cost model of the records that a round may know."""
-        records: dict[str, dict[str, float]] = {}
-        for task_id, programs in known.items():
-            workload = bundle.workloads[task_id]
-            unknown = [p for p in programs if p.measurement and not self._model.knows(p.program_id)]
-            if unknown:
-                self._model.add(
-                    self._search.context(task_id, workload.module, 1),
-                    [(p.program_id, self.space.replay(workload.module, p.trace)) for p in unknown],
-                )
-            records[task_id] = {p.program_id: p.latency_ms for p in programs}
-        return self._model.fitted(records, self._seed)
 
     def check_fastest(self, bundle: Bundle, count: int = 1) -> None:
         """Compare each task's fastest program with the untuned one, until it is a right one.
