@@ -101,10 +101,13 @@ def room(worker: TuningWorker, table: Table, name: str, folder: Path) -> Room:
 
 @pytest.fixture(scope="module")
 def worker(table: Table, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuningWorker]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two would wait for each other where the cores are busy
     measure = tuning_world.config().measure.model_copy(update={"answer_timeout_s": 60.0})
     started = tuning_world.worker(tmp_path_factory.mktemp("run"), table, measure=measure)
     yield started
     started.close()
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -166,10 +169,12 @@ def shares_of(groups: tuple[ChannelGroup, ...], layers: dict[str, Layer]) -> tup
 def check_table(dense: Bundle, layers: dict[str, Layer]) -> None:
     """Each layer is behind one call site that knows its widths; tasks are classes of equality."""
     sites = {s.module: s for s in dense.table.subgraphs if s.module in layers}
-    assert Counter(s.module for s in dense.table.subgraphs if s.module in layers) == Counter(list(layers))
+    assert Counter(s.module for s in dense.table.subgraphs if s.module in layers) == Counter(
+        list(layers)
+    )
     for name, layer in layers.items():
         axes = dense.workloads[sites[name].task_id].axes
-        assert sites[name].parameter == f"p_{name.replace('.', '_')}_weight"
+        assert dense.relax.tensors[str(sites[name].parameter)] == f"{name}.weight"
         assert axes.output is not None and axes.reduction is not None
         extents = (axes.extents[axes.output], axes.extents[axes.reduction])
         assert extents == tuple(layer.module.weight.shape[:2])
@@ -231,8 +236,9 @@ def error_on_device(own: Room, worker: TuningWorker, narrow: Trained) -> float:
     images = torch.stack([own.networks.splits.test[index][0] for index in range(2)])
     library, key = own.libraries.build(narrow)
     found = worker._device.gauge.run(f"run:{key}", library, images.numpy(), 1)
+    loaded = own.networks.load(narrow)
     with torch.inference_mode():
-        expected: Tensor = own.networks.load(narrow)(images)
+        expected: Tensor = loaded(images)
     stored = own.tuner.stored(own.bundles.of_structure(narrow.structure)).values()
     assert not any(program.is_condemned for programs in stored for program in programs)
     return float(np.abs(found - expected.numpy()).max() / np.abs(expected.numpy()).max())
