@@ -210,7 +210,10 @@ def trained(own: Room, network: nn.Module, widths: dict[str, int]) -> Trained:
 def check_transplants(
     own: Room, narrow: Trained, cut: dict[str, int], chosen: list[ChannelGroup]
 ) -> None:
-    """Each task behind the cut layers has a program taken from the dense network's."""
+    """Each task behind the cut layers has a program taken from the dense network's.
+
+    Except where it is one of the dense network's own: those have what the tuning gave them.
+    """
     candidate = Candidate(
         candidate_id="narrow",
         task_id="",
@@ -226,7 +229,7 @@ def check_transplants(
     touched = {name for group in chosen for name in (*group.producers, *group.consumers)}
     stored = own.tuner.stored(bundle)
     for site in bundle.table.subgraphs:
-        if site.module in touched:
+        if site.module in touched and site.task_id not in own.bundles.dense.workloads:
             ran = [program for program in stored[site.task_id] if program.measurement is not None]
             assert ran, f"no program of {site.module}"
 
@@ -260,7 +263,10 @@ def line(
     for group in groups:
         if not group.prunable:
             left_out.setdefault(group.reason, []).append(group.group_id)
-    reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in left_out.items())
+    reasons = "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}"
+        for reason, names in left_out.items()
+    )
     prunable = sum(group.prunable for group in groups)
     widths = ", ".join(f"{group} {width}" for group, width in cut.items())
     return (
