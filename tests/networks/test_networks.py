@@ -86,9 +86,11 @@ class Room:
 
 
 def room(worker: TuningWorker, table: Table, name: str, folder: Path) -> Room:
+    tune = tuning_world.config().tune.model_copy(update={"model_build_timeout_s": 900.0})
     config = tuning_world.config(
         model={"name": f"torchvision:{name}"},
         data={"name": f"{__name__}:pictures", "image_size": SIZE},
+        tune=tune,
     )
     networks = Networks(config, ArtifactStore(str(folder)))
     space, trials, gauge = worker._tuner.space, worker._trials, worker._device.gauge
