@@ -50,6 +50,7 @@ bench-verdicts: $(STAMP)
 
 compare: $(STAMP)
 	$(PYTHON) benchmarks/compare.py $(ARGS)
+
 bench-cost-model: $(STAMP)
 	$(PYTHON) benchmarks/cost_model.py $(ARGS)
 

@@ -105,10 +105,9 @@ class _OneNetwork:
         return str(save_json(workload.module))
 
     def weights(self, _trained: Trained, _fraction: float | None = None) -> dict[str, np.ndarray]:
-        return {
-            f"p_{name.replace('.', '_')}": tensor.detach().numpy()
-            for name, tensor in self._folded.named_parameters()
-        }
+        tensors = dict(self._folded.named_parameters())
+        names = self._bundle.relax.tensors
+        return {name: tensors[source].detach().numpy() for name, source in names.items()}
 
 
 def _check_output(gauge: Gauge, path: Path, network: nn.Module, image: Tensor) -> None:

@@ -171,6 +171,26 @@ def test_a_pooling_that_only_repeats_a_pixel_is_folded_into_the_layer_behind_it(
         assert np.abs(computed(found, network, image) - expected).max() < 1e-5
 
 
+def test_the_parts_of_a_split_are_call_sites_of_their_own() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Conv2d(3, 12, 1), nn.Conv2d(5, 4, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            halves = self.before(image).chunk(2, dim=1)
+            small, large = halves[1].split([1, 5], dim=1)
+            return torch.relu(self.after(large)) + small * halves[0][:, :1]
+
+    torch.manual_seed(0)
+    network, image = Parts(), torch.randn(1, 3, 6, 6)
+    found = imported(network, image)
+    build_table(found, TARGET)
+    with torch.inference_mode():
+        expected = network(image).numpy()
+    assert np.abs(computed(found, network, image) - expected).max() < 1e-5
+
+
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuningWorker]:
     started = tuning_world.worker(tmp_path_factory.mktemp("run"), tuning_world.Table())

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +123,18 @@ def test_grouped_and_depthwise_convolutions_are_told_apart() -> None:
         assert workload.task.kind == kind
         assert axes.output is not None and axes.extents[axes.output] == layer.out_channels
         assert axes.reduction is not None and axes.extents[axes.reduction] == reduced
+
+
+def test_layers_are_known_by_their_own_names_whatever_those_are() -> None:
+    names = ("block1-0", "block1_0")  # one name, where only letters and digits count
+    model = nn.Sequential(OrderedDict((name, nn.Conv2d(4, 4, 3)) for name in names)).eval()
+    target = Target(TARGET)
+    relax = relax_network(exported_program(model, torch.zeros(1, 4, 9, 9)), target)
+    subgraphs = build_table(relax, target).network.subgraphs
+    layers = [subgraph for subgraph in subgraphs if subgraph.module is not None]
+    assert [subgraph.module for subgraph in layers] == list(names)
+    for subgraph in layers:
+        assert relax.tensors[str(subgraph.parameter)] == f"{subgraph.module}.weight"
 
 
 def test_equal_layers_share_a_task_and_others_do_not() -> None:

@@ -17,10 +17,11 @@ def _lived_in(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor in (module.running_var, module.weight.data):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            for tensor in (module.running_mean, module.bias.data):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5, generator)
+                nn.init.normal_(module.bias, 0.0, 0.1, generator)
     return network
 
 
@@ -65,20 +66,26 @@ def test_linear_layers_are_folded_too() -> None:
 class _Shared(nn.Module):
     """``first``'s output is also used without its norm, and ``last`` follows an activation."""
 
-    def __init__(self) -> None:
+    def __init__(self, affine: bool) -> None:
         super().__init__()
-        self.conv, self.first, self.last = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.first, self.last = (nn.BatchNorm2d(4, affine=affine) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         return self.last(torch.relu(self.first(x) + x))
 
 
-def test_a_batch_norm_that_does_not_directly_follow_stays() -> None:
-    network, images = _lived_in(_Shared()), torch.randn(1, 1, 8, 8)
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_that_does_not_directly_follow_becomes_a_product_and_a_sum(
+    affine: bool,
+) -> None:
+    network, images = _lived_in(_Shared(affine)), torch.randn(1, 1, 8, 8)
     folded = fold_batch_norm(network, images)
-    assert _norms(folded) == ["first", "last"]
-    assert torch.equal(folded(images), network.eval()(images))
+    assert _norms(folded) == []
+    names = [name for name, _ in folded.named_parameters() if not name.startswith("conv")]
+    assert names == ["first.scale", "first.shift", "last.scale", "last.shift"]
+    assert torch.allclose(folded(images), network.eval()(images), atol=1e-5)
 
 
 def test_the_given_network_stays() -> None:

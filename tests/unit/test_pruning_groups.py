@@ -15,6 +15,7 @@ from workers.artifacts import ArtifactStore
 from workers.errors import UserError
 from workers.networks import Networks
 from workers.pruning.groups import channel_groups
+from workers.pruning.surgery import prune_to
 from workers.training.small_resnet import small_resnet
 
 RGB = torch.zeros(1, 3, 32, 32)
@@ -173,6 +174,77 @@ def test_groups_that_fail_a_trial_are_set_aside_and_the_others_go_on() -> None:
     across = _by_id(channel_groups(_AcrossChannels(), GREY))
     assert not across["first"].prunable and "other channels compute" in across["first"].reason
     assert across["second"].prunable
+
+
+class _Shuffled(nn.Module):
+    """A unit whose channels are halved, and shuffled behind it."""
+
+    def __init__(self, shuffle: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.shuffle = nn.Conv2d(1, 8, 3), shuffle
+        self.inner, self.outer = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1)
+        self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = self.shuffle(self.stem(x)).chunk(2, dim=1)
+        x = torch.cat((kept, self.outer(self.inner(changed))), 1)
+        return self.head(self.last(self.shuffle(x)).mean((2, 3)))
+
+
+class _Interleave(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.view(x.shape[0], 2, -1, *x.shape[2:])
+        return maps.transpose(1, 2).contiguous().view(x.shape)
+
+
+@pytest.mark.parametrize("shuffle", [_Interleave(), nn.ChannelShuffle(2)])
+def test_channels_are_followed_up_to_a_shuffle(shuffle: nn.Module) -> None:
+    groups = _by_id(channel_groups(_Shuffled(shuffle), GREY))
+    assert {name for name, group in groups.items() if group.prunable} == {"inner", "last"}
+    for name in ("stem", "outer"):
+        assert groups[name].reason.startswith("its channels are regrouped")
+    assert groups["inner"].consumers == ("outer",)
+
+
+class _Normalised(nn.Module):
+    """Layer normalisations over the channels of a sum, with maps' channels in either place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.second(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return self.head(self.norm(x.mean((2, 3))))
+
+
+def test_a_layer_norm_goes_over_the_channels_that_stay() -> None:
+    network = _Normalised()
+    groups = channel_groups(network, GREY)
+    (group,) = [group for group in groups if group.prunable]
+    assert group.producers == ("first", "second")
+    pruned = prune_to(network, GREY, groups, {"first": 5})
+    assert pruned.norm.normalized_shape == (5,)
+
+
+def test_what_only_training_reads_is_not_cut() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head, self.auxiliary = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.first(x)
+            logits = self.head(self.second(x).mean((2, 3)))
+            return (logits, self.auxiliary(x.mean((2, 3)))) if self.training else logits
+
+    groups = _by_id(channel_groups(Auxiliary(), GREY))
+    assert groups["second"].prunable and not groups["first"].prunable
+    assert groups["first"].reason.startswith("a trial cut does not run in training")
 
 
 def test_concatenated_channels_are_groups_of_their_own() -> None:

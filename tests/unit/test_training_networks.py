@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from schemas.config import DataConfig, ModelConfig, PruneConfig, RunConfig
@@ -143,6 +144,18 @@ def test_a_checkpoint_is_loaded(suffix: str, tmp_path: Path) -> None:
     assert load_checkpoint(network, ModelConfig(checkpoint=str(path)))
     assert torch.equal(network.fc.weight, trained.fc.weight)
     assert not load_checkpoint(network, ModelConfig())
+
+
+def test_auxiliary_classifiers_are_taken_out_of_the_network_and_of_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    config = ModelConfig(name="torchvision:googlenet", checkpoint=str(tmp_path / "whole.pt"))
+    whole = torchvision.models.googlenet(num_classes=4, init_weights=False)
+    torch.save(whole.state_dict(), tmp_path / "whole.pt")
+    network = build_model(config, 4, 3, image_size=32)
+    assert isinstance(network.train()(torch.zeros(2, 3, 32, 32)), torch.Tensor)
+    assert load_checkpoint(network, config)
+    assert torch.equal(network.fc.weight, whole.fc.weight)
 
 
 def test_a_bad_checkpoint_names_the_field(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class RelaxNetwork:
     module: IRModule
     sites: tuple[CallSite, ...]
     parameters: tuple[str, ...]
+    tensors: dict[str, str]
+    """Parameter's name -> name of the torch network's parameter or buffer."""
     weight_bytes: int
     """Of all parameters together."""
 
@@ -76,9 +78,11 @@ def relax_network(
                 relax.transform.FuseTIR(),
             ]
         )(module)
-    names = {f"p_{name.replace('.', '_')}": name for name in program.state_dict}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     module, sites = _find_sites(module, set(parameters), names)
-    return RelaxNetwork(module, sites, parameters, weight_bytes)
+    tensors = {name: names[name] for name in parameters if name in names}
+    return RelaxNetwork(module, sites, parameters, tensors, weight_bytes)
 
 
 def _find_sites(

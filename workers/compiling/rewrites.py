@@ -7,9 +7,9 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-_CLIP, _MATMUL, _POOL, _RESHAPE, _PERMUTE = (
+_CLIP, _MATMUL, _POOL, _RESHAPE, _PERMUTE, _SPLIT = (
     tvm.ir.Op.get(f"relax.{name}")
-    for name in ("clip", "matmul", "nn.adaptive_avg_pool2d", "reshape", "permute_dims")
+    for name in ("clip", "matmul", "nn.adaptive_avg_pool2d", "reshape", "permute_dims", "split")
 )
 
 
@@ -17,7 +17,7 @@ def rewritten(module: IRModule) -> IRModule:
     """The module with every rewrite of this file applied to its ``main``."""
     variable = module.get_global_var("main")
     function = module[variable]
-    for rewrite in (_PlainClips, _FoldedRepetition):
+    for rewrite in (_PlainClips, _SlicedSplits, _FoldedRepetition):
         function = rewrite(module).visit_expr(function)
     module.update_func(variable, function)
     return tvm.ir.transform.Sequential(
@@ -39,6 +39,26 @@ class _PlainClips(PyExprMutator):  # type: ignore[misc]
             return call
         low, high = (relax.const(float(bound.value), "float32") for bound in call.args[1:])
         return relax.op.minimum(relax.op.maximum(call.args[0], low), high)
+
+
+@mutator
+class _SlicedSplits(PyExprMutator):  # type: ignore[misc]
+    """The parts of a split as slices of the whole.
+
+    A split is one call with several outputs, which is no task: every call site here has one.
+    """
+
+    def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> relax.Expr:
+        item = super().visit_tuple_getitem_(item)
+        whole = item.tuple_value
+        split = self.lookup_binding(whole) if isinstance(whole, relax.Var) else whole
+        if not isinstance(split, relax.Call) or split.op != _SPLIT:
+            return item
+        axis = int(split.attrs.axis)
+        parts = [int(part.shape[axis]) for part in split.ty.fields]
+        begin = sum(parts[: item.index])
+        end = begin + parts[item.index]
+        return relax.op.strided_slice(split.args[0], [axis], [begin], [end])
 
 
 @mutator

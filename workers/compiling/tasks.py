@@ -80,7 +80,12 @@ def build_table(network: RelaxNetwork, target: Target) -> TaskTable:
                 task_id=ids_of[site.function],
                 module=site.module,
                 parameter=next(
-                    (name for name in site.parameters if name.endswith("_weight")), None
+                    (
+                        name
+                        for name in site.parameters
+                        if network.tensors.get(name, "").endswith(".weight")
+                    ),
+                    None,
                 ),
                 output_shape=site.output_shape,
             )

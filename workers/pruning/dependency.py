@@ -39,11 +39,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Members:
-    """The layers of one channel group; ``is_output`` where the network puts the channels out."""
+    """The layers of one channel group; ``is_output`` where the network puts the channels out.
+
+    ``lost_in`` names what regroups the channels, so that they cannot be followed beyond it; empty
+    where they are followed to their end. ``norms`` are layer normalisations over the channels.
+    """
 
     producers: tuple[Member, ...]
     consumers: tuple[Member, ...]
     is_output: bool
+    lost_in: str = ""
+    norms: tuple[Member, ...] = ()
 
 
 def out_channels(layer: Any) -> int:
@@ -92,7 +98,7 @@ class Surgeon:
         self._order = {name: i for i, name in enumerate(self._names.values())}
         example = on_device_of(self.model, example_input)
         with torch.enable_grad(), evaluating(self.model):
-            self._graph = tp.DependencyGraph().build_dependency(
+            self._graph = _Graph().build_dependency(
                 self.model, example_inputs=(example,), verbose=False
             )
         self._restore_trainable()
@@ -108,15 +114,20 @@ class Surgeon:
         group = self._group(name, channels)
         producers: dict[str, Member] = {}
         consumers: dict[str, Member] = {}
-        is_output = False
+        norms: dict[str, Member] = {}
+        is_output, lost_in = False, ""
         for item in group.items:
             target, handler = item.dep.target, item.dep.handler
             if target.type == tp.ops.OPTYPE.OUTPUT:
                 is_output = True
-            if not isinstance(target.module, LAYERS):
+            if target.module in self._graph.ends:
+                lost_in = str(target.grad_fn.name())
+            if not isinstance(target.module, (*LAYERS, nn.LayerNorm)):
                 continue
             produces = self._graph.is_out_channel_pruning_fn(handler)
             found = producers if produces else consumers
+            if isinstance(target.module, nn.LayerNorm):
+                found = norms
             member = Member(
                 self._names[target.module],
                 target.module,
@@ -125,7 +136,13 @@ class Surgeon:
                 tuple(item.root_idxs),
             )
             found[member.name] = member
-        return Members(self._sorted(producers), self._sorted(consumers), is_output)
+        return Members(
+            self._sorted(producers),
+            self._sorted(consumers),
+            is_output,
+            lost_in,
+            self._sorted(norms),
+        )
 
     def cut(self, name: str, channels: Sequence[int]) -> None:
         """Removes ``channels`` of layer ``name``, and with them all that depends on them."""
@@ -145,3 +162,50 @@ class Surgeon:
     def _restore_trainable(self) -> None:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._trainable[name])
+
+
+class _Graph(tp.DependencyGraph):  # type: ignore[misc]
+    """Torch-Pruning's graph, cut through where channels are regrouped.
+
+    Torch-Pruning does not understand a reshape that splits the channel axis, as a channel shuffle
+    does, and gives up the whole network. Here such an operator is an end: channels are followed up
+    to it from either side, and what lies between its ends is left alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: set[nn.Module] = set()
+
+    def _trace(self, *arguments: Any, **options: Any) -> Any:
+        nodes = super()._trace(*arguments, **options)
+        for module, node in nodes.items():
+            if _regroups_channels(node.grad_fn):
+                self.ends.add(module)
+                # its neighbours keep their edges to it: that is how it is met
+                node.inputs, node.outputs = [], []
+        return nodes
+
+
+def _regroups_channels(operator: Any) -> bool:
+    """Whether an operator of torch's backward graph takes channels apart or puts them together.
+
+    A reshape does where maps ``(N, a * b, H, W)`` become ``(N, a, b, H, W)``, or the reverse;
+    shuffles that are one operator are known by their name.
+    """
+    name = operator.name().lower()
+    if "shuffle" in name:
+        return True
+    if "view" not in name and "reshape" not in name:
+        return False
+    source, output = operator.next_functions[0]
+    shapes = [
+        tuple(int(extent) for extent in metadata.shape)
+        for metadata in (source._input_metadata[output], operator._input_metadata[0])
+    ]
+    maps, regrouped = sorted(shapes, key=len)
+    return (
+        len(maps) == 4
+        and len(regrouped) > 4
+        and maps[0] == regrouped[0]
+        and maps[2:] == regrouped[-2:]
+    )

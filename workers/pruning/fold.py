@@ -64,9 +64,10 @@ def fold_batch_norm(
     convolution or linear layer. ``pairs`` saves finding them out again.
 
     A folded batch norm's place is taken by ``nn.Identity``; the layer before it has the same name,
-    new weights and a bias. A batch norm stays where the layer's output is also used elsewhere, or
-    where either module is used more than once. Raises ``UserError`` where the network does not
-    trace.
+    new weights and a bias. Where the layer's output is also used elsewhere, where no layer comes
+    directly before, or where either module is used more than once, a batch norm of images becomes
+    one product and one sum (``ScaleAndShift``); others stay. Raises ``UserError`` where the network
+    does not trace.
     """
     network = copy.deepcopy(model).eval()
     owners = {
@@ -82,7 +83,36 @@ def fold_batch_norm(
         _fold(layer, norm)
         parent, _, attribute = paths[norm].rpartition(".")
         setattr(network.get_submodule(parent), attribute, nn.Identity())
+    for name, norm in list(network.named_modules()):
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and name:
+            parent, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, ScaleAndShift(norm))
     return network
+
+
+class ScaleAndShift(nn.Module):
+    """What a batch norm of images computes in evaluation mode, its statistics multiplied out.
+
+    Its parameters have the shape ``(1, channels, 1, 1)``. None is called weight: a call site is
+    known by the weight of its convolution, and may compute this too.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight.detach().double()
+        shift = -norm.running_mean.detach().double() * scale
+        if norm.affine:
+            shift = shift + norm.bias.detach().double()
+        self.scale, self.shift = (
+            nn.Parameter(values.to(norm.running_mean.dtype).reshape(1, -1, 1, 1), False)
+            for values in (scale, shift)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * self.scale + self.shift
 
 
 def _tensor_names(module_name: str, module: nn.Module) -> list[str]:

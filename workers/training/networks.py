@@ -118,7 +118,21 @@ def _torchvision(
         "model.name",
         f"{_TORCHVISION}{name}",
     )
-    return _with_in_channels(model, in_channels)
+    return _with_in_channels(_without_auxiliary_classifiers(model), in_channels)
+
+
+def _without_auxiliary_classifiers(model: nn.Module) -> nn.Module:
+    """Without the second and third output that some networks have in training, in place.
+
+    The loss here is of the first output alone. Left where they are, they would read channels that
+    the deployed network no longer has.
+    """
+    if getattr(model, "aux_logits", False):
+        model.aux_logits = False
+        for name, _ in list(model.named_children()):
+            if name.lower().startswith("aux"):
+                setattr(model, name, None)
+    return model
 
 
 def _with_in_channels(model: nn.Module, in_channels: int) -> nn.Module:

@@ -79,11 +79,14 @@ def load_checkpoint(model: nn.Module, config: ModelConfig) -> bool:
     ``state_dict``, also with the ``module.`` prefix of data-parallel training), which is read
     without unpickling code. Raises ``UserError`` naming ``model.checkpoint`` when the file is
     missing, not readable, or of another network, or holds weights that are infinite or no numbers.
+    Weights of modules that were taken out of the network (auxiliary classifiers) are passed over.
     """
     if config.checkpoint is None:
         return False
     state = _read(Path(config.checkpoint).expanduser())
     expected = model.state_dict()
+    taken_out = tuple(f"{name}." for name, child in model._modules.items() if child is None)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(taken_out)}
     missing, unexpected = sorted(expected.keys() - state), sorted(state.keys() - expected)
     wrong = [
         f"{name} is {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"

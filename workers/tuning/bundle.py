@@ -59,7 +59,10 @@ class Bundles:
         key = f"{structure.model_dump_json()}/{fraction}"
         if key not in self._known:
             model = self._networks.of_structure(structure, fraction)
-            relax = relax_network(self._program(model, fraction), self._target, self.forms())
+            program = self._program(model, fraction)
+            if self._forms is None and fraction is None and not structure.widths:
+                self._forms = self._forms_of(program)
+            relax = relax_network(program, self._target, self.forms())
             table = build_table(relax, self._target)
             self._known[key] = Bundle(relax, table.network, table.workloads)
         return self._known[key]
@@ -68,10 +71,13 @@ class Bundles:
         """How the dense network's convolutions are computed. Narrower ones keep the form, so that
         each of their call sites has its counterpart."""
         if self._forms is None:
-            dense = self._program(self._networks.of_structure(Structure(), None), None)
-            by_tiles = self._target.kind.name == "llvm"  # the transforms are scheduled for CPUs
-            self._forms = winograd_forms(dense) if by_tiles else {}
+            dense = self._networks.of_structure(Structure(), None)
+            self._forms = self._forms_of(self._program(dense, None))
         return self._forms
+
+    def _forms_of(self, dense: ExportedProgram) -> Forms:
+        by_tiles = self._target.kind.name == "llvm"  # the transforms are scheduled for CPUs
+        return winograd_forms(dense) if by_tiles else {}
 
     def of_work(self, work: TuneWork) -> Bundle:
         """The bundle of the network a unit of work names."""
@@ -90,13 +96,9 @@ class Bundles:
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The weights as the compiled network takes them: batch norm folded, by parameter name."""
         folded = self._folded(self._networks.load(trained, fraction), fraction)
-        return {
-            f"p_{name.replace('.', '_')}": tensor.detach().numpy()
-            for name, tensor in folded.named_parameters()
-        } | {
-            f"b_{name.replace('.', '_')}": tensor.detach().numpy()
-            for name, tensor in folded.named_buffers()
-        }
+        tensors = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
+        names = self.of_structure(trained.structure, fraction).relax.tensors
+        return {name: tensors[source].detach().numpy() for name, source in names.items()}
 
     def _program(self, model: nn.Module, fraction: float | None) -> ExportedProgram:
         return exported_program(self._folded(model, fraction), self._networks.batch)
