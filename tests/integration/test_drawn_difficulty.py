@@ -19,7 +19,7 @@ SIZE = 16
 DATA = DataConfig(
     name="drawn", image_size=SIZE, arguments={"train": 3000, "validation": 1000, "test": 1}
 )
-RECIPE = TrainConfig(epochs=10, batch_size=32, optimizer="adamw", learning_rate=0.004)
+RECIPE = TrainConfig(epochs=12, batch_size=32, optimizer="adamw", learning_rate=0.003)
 FINE_TUNING = RECIPE.model_copy(update={"epochs": 3, "learning_rate": 0.002, "schedule": "cosine"})
 
 

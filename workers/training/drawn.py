@@ -28,7 +28,7 @@ _FIGURES: dict[str, Callable[[Array], Array]] = {
     "rectangle": lambda v: np.full_like(v, 0.5),
     "rhombus": lambda v: 0.7 * (1.0 - np.abs(v)),
     "triangle": lambda v: 0.4 * (1.0 - v),
-    "hourglass": lambda v: 0.65 * np.abs(v),
+    "hourglass": lambda v: 0.8 * np.abs(v),
 }
 """Half the width of each figure at the place v of its length, which goes from -1 to 1."""
 _PATTERNS = ("striped", "checked")
@@ -59,12 +59,12 @@ def drawn_splits(
     for name, count in counts.items():
         check_count(f"data.arguments.{name}", count)
     check_number("data.arguments.noise", noise, 0.0, 1.0)
-    parts = []
-    for number, count in enumerate(counts.values()):
-        images, labels = draw(count, size, seed, number, noise)
-        parts.append(TensorImages(images, labels, _MEAN, _STD))
+    parts = {
+        name: TensorImages(*draw(count, size, seed, number, noise), _MEAN, _STD)
+        for number, (name, count) in enumerate(counts.items())
+    }
     preprocessing = Preprocessing(size, 3, size, 255.0, _MEAN, _STD, note="synthetic images")
-    return Splits(*parts, CLASS_NAMES, preprocessing)
+    return Splits(**parts, class_names=CLASS_NAMES, preprocessing=preprocessing)
 
 
 def draw(count: int, size: int, seed: int, split: int, noise: float) -> tuple[Tensor, Tensor]:
