@@ -19,8 +19,8 @@ SIZE = 16
 DATA = DataConfig(
     name="drawn", image_size=SIZE, arguments={"train": 3000, "validation": 1000, "test": 1}
 )
-RECIPE = TrainConfig(epochs=12, batch_size=32, optimizer="adamw", learning_rate=0.003)
-FINE_TUNING = RECIPE.model_copy(update={"epochs": 3, "learning_rate": 0.002, "schedule": "cosine"})
+RECIPE = TrainConfig(epochs=8, batch_size=32, optimizer="adamw", learning_rate=0.003)
+FINE_TUNING = RECIPE.model_copy(update={"epochs": 2, "learning_rate": 0.002, "schedule": "cosine"})
 
 
 def accuracies(seed: int) -> tuple[float, float, float]:

@@ -43,9 +43,9 @@ def test_the_seed_fixes_the_images() -> None:
 
 
 def test_the_images_of_a_seed_are_the_same_on_every_machine_and_in_every_version() -> None:
-    images, labels = draw(20, 32, seed=0, split=0, noise=0.06)
+    images, labels = draw(20, 32, seed=0, split=0, noise=0.05)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    assert digest[:16] == "8a19b76f6f03e667"
+    assert digest[:16] == "04128d1328667c22"
 
 
 def test_no_image_is_in_two_splits_or_twice_in_one() -> None:

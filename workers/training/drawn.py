@@ -1,9 +1,9 @@
 """A drawn data set: as many images as are asked for, without any file. It is synthetic.
 
-Every image shows one large figure, striped or checked, among small ones of either kind, on a
-background with waves of its own, under noise. Its class is the figure's shape together with its
-pattern: neither tells the class by itself. Colours, contrasts, places, sizes, and the angles of
-figures and patterns are random.
+Every image shows one large figure among small ones, on a background with waves of its own, under
+noise. Its class is the large figure's shape. Figures are striped or checked; how strongly they show
+against the background is random, and so are colours, places, sizes, the angle of the figure (up to
+45 degrees either way) and that of its pattern.
 
 Drawn in double precision and rounded to 8 bits, so that machines whose sines differ in the last
 place draw the same image.
@@ -28,16 +28,20 @@ _FIGURES: dict[str, Callable[[Array], Array]] = {
     "rectangle": lambda v: np.full_like(v, 0.5),
     "rhombus": lambda v: 0.7 * (1.0 - np.abs(v)),
     "triangle": lambda v: 0.4 * (1.0 - v),
-    "hourglass": lambda v: 0.8 * np.abs(v),
+    "hourglass": lambda v: 0.7 * np.abs(v),
+    "cross": lambda v: np.where(np.abs(v) < 0.25, 0.75, 0.22),
+    "dumbbell": lambda v: np.where(np.abs(v) > 0.45, 0.5, 0.15),
+    "hammer": lambda v: np.where(v > 0.45, 0.65, 0.2),
+    "arrow": lambda v: np.where(v > 0.0, 0.75 * (1.0 - v), 0.2),
+    "mushroom": lambda v: np.where(v > 0.1, 0.75 * np.sqrt(np.maximum(0.0, 1.0 - v * v)), 0.2),
 }
 """Half the width of each figure at the place v of its length, which goes from -1 to 1."""
-_PATTERNS = ("striped", "checked")
-CLASS_NAMES = tuple(f"{pattern} {figure}" for figure in _FIGURES for pattern in _PATTERNS)
+CLASS_NAMES = tuple(_FIGURES)
 _CHUNK = 250
 """Images drawn at once: a multiple of the number of classes, each of which is drawn equally often.
 Part of what a seed means."""
 _SMALL_FIGURES = 2
-_MEAN, _STD = (0.36, 0.36, 0.36), (0.21, 0.21, 0.21)
+_MEAN, _STD = (0.32, 0.32, 0.32), (0.16, 0.16, 0.16)
 
 
 def drawn_splits(
@@ -113,7 +117,7 @@ def _background(size: int, rng: np.random.Generator) -> Array:
     waves = np.zeros((_CHUNK, size, size))
     for _ in range(2):
         angle, length = _between(rng, 0.0, 2 * np.pi), _between(rng, 0.25, 1.5)
-        along, _ = _turned(y, x, angle)
+        along = _turned(y, x, angle)[0]
         waves += np.sin(2 * np.pi * (along / length + _between(rng, 0.0, 1.0)))
     return colour + tint * waves[:, None]
 
@@ -131,14 +135,13 @@ def _paint_figures(
     Half its length lies between the two of ``half_length``, its centre at most ``reach`` down and
     across from the picture's, in halves of the picture's height.
     """
-    figures, patterns = np.divmod(kinds, len(_PATTERNS))
     y, x = _grid(picture.shape[-1])
     y, x = y - _between(rng, -reach, reach), x - _between(rng, -reach, reach)
     half = _between(rng, *half_length)
-    v, u = _turned(y, x, _between(rng, 0.0, 2 * np.pi))
+    v, u = _turned(y, x, _between(rng, -np.pi / 4, np.pi / 4))
     widths = np.empty_like(v)
     for number, width_at in enumerate(_FIGURES.values()):
-        chosen = figures == number
+        chosen = kinds == number
         widths[chosen] = width_at(v[chosen] / half[chosen])
     pixel = 2 / picture.shape[-1]
     inside = np.clip(0.5 + (widths * half - np.abs(u)) / pixel, 0.0, 1.0)
@@ -149,10 +152,10 @@ def _paint_figures(
         for along in _turned(y, x, _between(rng, 0.0, 2 * np.pi))
     )
     # A product of waves varies less than a wave: brought to about the same contrast.
-    checked = (patterns == _PATTERNS.index("checked"))[:, None, None]
+    checked = _between(rng, 0.0, 1.0) < 0.5
     pattern = np.where(checked, 1.4 * stripes * others, stripes)
-    contrast = _between(rng, 0.03, 0.45)[:, None]  # down to patterns that are lost in the noise
-    colour, tint = _colours(rng, 0.5, 0.8), contrast * _colours(rng, 0.6, 1.0)
+    inside *= _between(rng, 0.4, 1.0)
+    colour, tint = _colours(rng, 0.5, 0.8), _colours(rng, 0.0, 0.3)
     picture += inside[:, None] * (colour + tint * pattern[:, None] - picture)
 
 
