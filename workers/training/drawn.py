@@ -51,13 +51,15 @@ def drawn_splits(
     train: int = 6000,
     validation: int = 2000,
     test: int = 2000,
-    noise: float = 0.05,
+    noise: float = 0.1,
 ) -> Splits:
     """The three splits of these many images, each from random numbers of its own.
 
     An image has ``size`` x ``size`` pixels and three channels. ``noise`` is the standard deviation
-    of the noise of each pixel's channels, of values from 0 to 1. With the same seed a smaller split
-    is the beginning of a larger one. Raises ``UserError`` for an argument of the wrong kind.
+    of the noise of each channel of a pixel, of values from 0 to 1, in an image of 32 pixels; in
+    others it is in proportion to ``size``, so that the same part of a picture is equally noisy.
+    With the same seed a smaller split is the beginning of a larger one. Raises ``UserError`` for an
+    argument of the wrong kind.
     """
     counts = {"train": train, "validation": validation, "test": test}
     for name, count in counts.items():
@@ -90,7 +92,7 @@ def _chunk(
         any_kind = rng.integers(0, len(CLASS_NAMES), _CHUNK)
         _paint_figures(picture, any_kind, rng, half_length=(0.15, 0.25), reach=0.8)
     _paint_figures(picture, labels, rng, half_length=(0.65, 0.85), reach=0.2)
-    picture += noise * rng.standard_normal(picture.shape)
+    picture += noise * size / 32 * rng.standard_normal(picture.shape)
     return np.rint(255 * np.clip(picture, 0.0, 1.0)).astype(np.uint8), labels
 
 
