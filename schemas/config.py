@@ -73,7 +73,7 @@ class DataConfig(Section):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="Keyword arguments handed to module:function, or to drawn: train, "
-        "validation and test (numbers of images) and noise (standard deviation, from 0 to 1).",
+        "validation and test (numbers of images) and noise (0 to 1).",
     )
     image_size: int = Field(default=32, ge=1, description="Height and width in pixels.")
     validation_fraction: float = Field(

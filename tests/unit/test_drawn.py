@@ -43,9 +43,9 @@ def test_the_seed_fixes_the_images() -> None:
 
 
 def test_the_images_of_a_seed_are_the_same_on_every_machine_and_in_every_version() -> None:
-    images, labels = draw(20, 32, seed=0, split=0, noise=0.06)
+    images, labels = draw(20, 32, seed=0, split=0, noise=0.1)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    assert digest[:16] == "8a19b76f6f03e667"
+    assert digest[:16] == "ca652d0e899f5af6"
 
 
 def test_no_image_is_in_two_splits_or_twice_in_one() -> None:
@@ -70,16 +70,17 @@ def test_images_are_normalised_as_the_preprocessing_says() -> None:
     splits = _splits(train=1000, size=32)
     images, _ = splits.train.batch(torch.arange(1000))
     assert images.mean((0, 2, 3)).abs().max() < 0.1
-    assert (images.std((0, 2, 3)) - 1).abs().max() < 0.1
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 0.2
     data = splits.preprocessing.as_data()
     assert (data["size"], data["channels"], data["divide_by"]) == (32, 3, 255.0)
     assert data["note"] == "synthetic images"
 
 
-def test_noise_is_what_the_argument_says_and_changes_nothing_else() -> None:
-    plain, noisy = (draw(250, 32, seed=0, split=0, noise=noise)[0] for noise in (0.0, 0.06))
-    difference = (noisy.float() - plain.float()) / 255
-    assert 0.05 < float(difference.std()) < 0.06, "a little less where values end at 0 or 1"
+@pytest.mark.parametrize("size", [16, 32])
+def test_the_same_part_of_a_picture_is_equally_noisy_at_any_size(size: int) -> None:
+    plain, noisy = (draw(250, size, seed=0, split=0, noise=noise)[0] for noise in (0.0, 0.1))
+    difference = torch.nn.functional.avg_pool2d((noisy.float() - plain.float()) / 255, size // 8)
+    assert 0.021 < float(difference.std()) < 0.026, "0.1 / 4, less where values end at 0 or 1"
 
 
 @pytest.mark.parametrize(

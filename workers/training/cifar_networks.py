@@ -68,7 +68,7 @@ def mobilenet_v2_cifar(num_classes: int = 10, fraction: float = 1.0) -> nn.Modul
     from torchvision.models import MobileNetV2
 
     check_number("model.arguments.fraction", fraction, 0.01, 4.0)
-    network = MobileNetV2(num_classes, fraction, _MOBILENET_V2_BLOCKS)
+    network: nn.Module = MobileNetV2(num_classes, fraction, _MOBILENET_V2_BLOCKS)
     stem = network.get_submodule("features.0.0")
     assert isinstance(stem, nn.Conv2d)
     stem.stride = (1, 1)
