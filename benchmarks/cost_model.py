@@ -10,8 +10,8 @@ a task's programs is said by
 - rank: Spearman's correlation of predicted speed and measured speed, 0 for a guess;
 - pick: latency of the fastest of the 8 programs predicted to be the fastest, over the fastest one.
 
-Medians over the network's tasks that have at least 32 programs, in three situations, without and
-with samples:
+Medians over the network's tasks that have at least 32 programs (of four tasks or more), in three
+situations, without and with samples:
 
 - first: nothing of the network is measured; without samples the model guesses;
 - next: 16 programs of each *other* task of the network are;
@@ -52,6 +52,7 @@ from workers.tuning.search import Search, target_of
 
 _ROUND = 16
 _LEAST_PROGRAMS = 2 * _ROUND
+_LEAST_TASKS = 4  # of a network: a median of fewer tells little
 _SIZES = (128, 256, 512, 1024, 2048)
 _TASKS_TUNED = 20
 _TRAININGS = 3
@@ -215,7 +216,7 @@ def main() -> None:
                 if task_id not in own
             }
             samples = len(bench.begin_with(others, MOST_SAMPLES))
-            if not judged or not samples:
+            if judged < _LEAST_TASKS or not samples:
                 continue
             for situation, without, with_them in judge(bench, own, others):
                 gains.setdefault(situation, []).append((without, with_them))
@@ -226,7 +227,7 @@ def main() -> None:
                 print(f"{without.pick:>8.2f}{with_them.pick:>7.2f}", flush=True)
     if not gains:
         raise SystemExit(
-            f"{arguments.records} holds programs of fewer than two of the networks, as they are "
+            f"{arguments.records} holds too few programs of two of the networks, as they are "
             "compiled for this machine: run benchmarks/code.py first"
         )
     everything = {
@@ -241,6 +242,8 @@ def main() -> None:
     seconds = {}
     for size in (0, *_SIZES):
         samples = bench.begin_with(rest, size)
+        if str(len(samples)) in seconds:
+            break  # the store has no more
         each = statistics.mean([len(sample.features) for sample in samples] or [0])
         alone_s, besides_s = bench.train_s({}), bench.train_s(begun)
         seconds[str(len(samples))] = round(besides_s, 3)
