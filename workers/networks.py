@@ -15,7 +15,7 @@ from workers.pruning.surgery import materialise, network_info
 from workers.training.data import load_splits
 from workers.training.images import Splits
 from workers.training.networks import build_model, example_input
-from workers.training.weights import weights_from_bytes, weights_to_bytes
+from workers.training.weights import put_weights, weights_from_bytes, weights_to_bytes
 
 
 class Networks:
@@ -70,7 +70,7 @@ class Networks:
     def load(self, trained: Trained, fraction: float | None = None) -> nn.Module:
         """The network with its weights, in evaluation mode."""
         model = self.of_structure(trained.structure, fraction)
-        model.load_state_dict(weights_from_bytes(self._artifacts.get_bytes(trained.weights)))
+        put_weights(model, weights_from_bytes(self._artifacts.get_bytes(trained.weights)))
         return model.eval()
 
     def store(self, model: nn.Module) -> str:

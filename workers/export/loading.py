@@ -14,7 +14,7 @@ from workers.errors import UserError
 from workers.export.torch_exports import FORMAT, STRUCTURE, WEIGHTS
 from workers.pruning.surgery import materialise
 from workers.training.networks import build_model, example_input
-from workers.training.weights import load_weights
+from workers.training.weights import load_weights, put_weights
 
 
 def read_description(folder: Path | str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def load_pruned(folder: Path | str) -> nn.Module:
     )
     weights = Path(folder) / WEIGHTS
     try:
-        model.load_state_dict(load_weights(weights), strict=True)
+        put_weights(model, load_weights(weights))
     except (OSError, RuntimeError) as error:
         raise UserError(
             "folder", f"{weights} does not hold the network's weights ({error})", "export again"

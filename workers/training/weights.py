@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,17 @@ def weights_from_bytes(data: bytes) -> dict[str, Tensor]:
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     """Writes a state dictionary as a safetensors file; the file is there whole or not at all."""
     write_whole(path, weights_to_bytes(state))
+
+
+def put_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dictionary that was a safetensors file, ``strict``.
+
+    Such a file holds tensors alone. Modules that ask for the version of their weights (MNASNet's)
+    are told that they are of the model's own version.
+    """
+    own = OrderedDict(state)
+    own._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(own, strict=True)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -112,7 +124,7 @@ def load_checkpoint(model: nn.Module, config: ModelConfig) -> bool:
             f"({_some(broken)})",
             "name a checkpoint from before its training diverged",
         )
-    model.load_state_dict(state)
+    put_weights(model, state)
     return True
 
 
