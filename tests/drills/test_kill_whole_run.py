@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 _RUN_LIMIT_S = 600.0
 _GONE_LIMIT_S = 10.0
-_RANDOM_KILLS = 5
+_RANDOM_KILLS = 3
 _MARK = "CPRUNE_DRILL_MARK"
 
 

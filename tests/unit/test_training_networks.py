@@ -146,6 +146,17 @@ def test_a_checkpoint_is_loaded(suffix: str, tmp_path: Path) -> None:
     assert not load_checkpoint(network, ModelConfig())
 
 
+def test_weights_without_a_version_load_into_a_network_that_asks_for_it(tmp_path: Path) -> None:
+    """MNASNet reads the version from a state dictionary; a safetensors file has tensors alone."""
+    config = ModelConfig(name="torchvision:mnasnet0_5", checkpoint=str(tmp_path / "w.safetensors"))
+    network = build_model(config, 10, 3, seed=1)
+    save_weights(network.state_dict(), tmp_path / "w.safetensors")
+    other = build_model(config, 10, 3, seed=2)
+    assert load_checkpoint(other, config)
+    name = "layers.0.weight"
+    assert torch.equal(other.state_dict()[name], network.state_dict()[name])
+
+
 def test_auxiliary_classifiers_are_taken_out_of_the_network_and_of_a_checkpoint(
     tmp_path: Path,
 ) -> None:
