@@ -238,7 +238,7 @@ def compare(
     """Compare pruning methods on one network and device, or go on with a comparison."""
     from orchestrator.compare import methods as known
     from orchestrator.compare.comparison import compare as compare_methods
-    from orchestrator.compare.page import HEADINGS, cells, headline, remarks
+    from orchestrator.compare.page import CONSOLE, HEADINGS, cells, headline, remarks
     from orchestrator.plan import run_folder
     from orchestrator.plan_checks import start_checks
 
@@ -269,7 +269,9 @@ def compare(
     )
     for found in tables:
         typer.echo(f"\n{found.target}: {headline(found)}")
-        _table([text.removeprefix("*") for text in HEADINGS], [cells(row) for row in found.rows])
+        texts = [HEADINGS, *(cells(row) for row in found.rows)]
+        headings, *rows = ([text[i].removeprefix("*") for i in CONSOLE] for text in texts)
+        _table(headings, rows)
         for remark in remarks(found):
             typer.echo(remark)
     typer.echo(f"page: {_relative(folder / 'comparison.html')}")

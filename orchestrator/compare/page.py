@@ -35,6 +35,10 @@ HEADINGS = (
 )
 
 
+CONSOLE = (0, 1, 3, 4, 5, 6, 8, 9, 10)
+"""The columns that a terminal has room for."""
+
+
 def render(tables: Sequence[MethodTable]) -> str:
     """The whole page as HTML text."""
     first = tables[0]
