@@ -3,7 +3,8 @@ search for each.
 
     python benchmarks/transplant.py [--quick] [--seeds N] [--layers N] [--trials N]
 
-Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned. Its
+Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned in its
+direct form. Its
 fastest program is transplanted to layers with fewer output channels, and with fewer input channels,
 as the layer behind a pruned one has; each of those is searched afresh too. A width is called
 structure-preserving as the search for networks calls it: the program's vector factor divides the

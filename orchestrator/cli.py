@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from orchestrator.console import print_checks, print_table
+
 if TYPE_CHECKING:
-    from orchestrator.doctor import Check
     from schemas.config import RunConfig
     from schemas.record import RunRecord
 
@@ -81,12 +82,12 @@ def plan(config_path: ConfigPath, settings: Settings = None) -> None:
     typer.echo(f"run folder: {folder}" + (" (exists: would go on)" if folder.exists() else ""))
     typer.echo(f"records: {planning.records(config)}")
     typer.echo(f"accuracy floor: {_floor(config)}\n")
-    _table(
+    print_table(
         ["phase", "what", "roughly"],
         [[phase.name, phase.what, planning.in_words(phase.seconds)] for phase in made.phases],
     )
     typer.echo(f"in all, roughly: {planning.in_words(made.seconds)}\n")
-    _checks(made.checks)
+    print_checks(made.checks)
     if not made.fit:
         typer.echo("cprune: put right what is marked fail, then plan again.", err=True)
         raise typer.Exit(2 if any(check.wrong_input for check in made.failed) else 1)
@@ -97,7 +98,6 @@ def plan(config_path: ConfigPath, settings: Settings = None) -> None:
 def run(config_path: ConfigPath, settings: Settings = None) -> None:
     """Run, or go on with a run that was interrupted."""
     from orchestrator import plan as planning
-    from orchestrator.plan_checks import start_checks
 
     config = _load(config_path, settings)
     folder = planning.run_folder(config)
@@ -106,10 +106,7 @@ def run(config_path: ConfigPath, settings: Settings = None) -> None:
     from orchestrator.progress import TrainingBars
 
     if not driver.has_ended(config, folder):
-        for check in start_checks(config):
-            if check.level == "fail":
-                message = f"{check.name}: {check.found}; {check.cure}."
-                _fail(message, 2 if check.wrong_input else 1)
+        _check_start(config)
     typer.echo(f"{config.run}: results go to {_relative(folder)}")
     try:
         with TrainingBars(folder, time.time()) as bars:
@@ -153,7 +150,7 @@ def status(run_dir: RunFolder) -> None:
                 target.stopped_by,
             ]
         )
-    _table(["target", "state", "steps accepted", "validation", "floor", "stopped by"], rows)
+    print_table(["target", "state", "steps accepted", "validation", "floor", "stopped by"], rows)
     typer.echo(f"units of work finished: {len(record.work)}")
     for event in record.events[-5:]:
         typer.echo(f"  {event.sequence:>4}  {event.target}  {event.state}  {event.message}")
@@ -238,20 +235,18 @@ def compare(
     """Compare pruning methods on one network and device, or go on with a comparison."""
     from orchestrator.compare import methods as known
     from orchestrator.compare.comparison import compare as compare_methods
-    from orchestrator.compare.page import CONSOLE, HEADINGS, cells, headline, remarks
+    from orchestrator.compare.page import console_table, headline, remarks
     from orchestrator.plan import run_folder
-    from orchestrator.plan_checks import start_checks
 
+    if quick and paper:
+        _fail("--quick and --paper exclude each other; give one of them.", 2)
     config = _load(config_path, settings)
     if paper:
         config = known.with_trials(config, known.PAPER_TRIALS)
     if quick:
         config = known.quick(config)
         original_candidates = min(original_candidates or 3, 3)
-    for check in start_checks(config):
-        if check.level == "fail":
-            message = f"{check.name}: {check.found}; {check.cure}."
-            _fail(message, 2 if check.wrong_input else 1)
+    _check_start(config)
     offered = known.ABLATIONS if ablations else known.BASELINES
     for name in method or ():
         if name not in (known.OURS, *offered):
@@ -269,9 +264,7 @@ def compare(
     )
     for found in tables:
         typer.echo(f"\n{found.target}: {headline(found)}")
-        texts = [HEADINGS, *(cells(row) for row in found.rows)]
-        headings, *rows = ([text[i].removeprefix("*") for i in CONSOLE] for text in texts)
-        _table(headings, rows)
+        print_table(*console_table(found))
         for remark in remarks(found):
             typer.echo(remark)
     typer.echo(f"page: {_relative(folder / 'comparison.html')}")
@@ -283,7 +276,7 @@ def doctor() -> None:
     from orchestrator.doctor import examine
 
     checks = list(examine())
-    _checks(checks)
+    print_checks(checks)
     if any(check.level == "fail" for check in checks):
         raise typer.Exit(1)
 
@@ -331,6 +324,16 @@ def _load(path: Path, settings: Sequence[str] | None) -> RunConfig:
     return config
 
 
+def _check_start(config: RunConfig) -> None:
+    """Leave with the first thing that would stop a run at once."""
+    from orchestrator.plan_checks import start_checks
+
+    for check in start_checks(config):
+        if check.level == "fail":
+            message = f"{check.name}: {check.found}; {check.cure}."
+            _fail(message, 2 if check.wrong_input else 1)
+
+
 def _read(run_dir: Path) -> RunRecord:
     if not run_dir.is_dir():
         _fail(f"{run_dir}: there is no such run folder; 'cprune run CONFIG' makes one.", 2)
@@ -370,7 +373,7 @@ def _results(record: RunRecord) -> None:
         typer.echo(line)
     rows = results.rows(summary)
     if rows:
-        _table(results.HEADINGS, rows)
+        print_table(results.HEADINGS, rows)
         if note := results.note(summary):
             typer.echo(note)
 
@@ -405,39 +408,6 @@ def _relative(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _checks(checks: Sequence[Check]) -> None:
-    _table(
-        ["", "check", "found"],
-        [
-            [check.level, check.name, check.found + (f" -> {check.cure}" if check.cure else "")]
-            for check in checks
-        ],
-    )
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from orchestrator.plan import terminal_width
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
-    width = None if sys.stdout.isatty() else terminal_width()
-    console = Console(width=width, highlight=False, emoji=False)
-    console.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _fail(message: str, code: int) -> NoReturn:

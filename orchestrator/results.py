@@ -31,6 +31,9 @@ def lines(summary: Summary) -> Iterator[str]:
         told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
         if told:
             yield f"{target.target}: {told}"
+        if target.meets_latency_target is not None:
+            reached = "reached" if target.meets_latency_target else "NOT reached"
+            yield f"{target.target}: latency target of {target.latency_target_ms:g} ms {reached}"
 
 
 def rows(summary: Summary) -> list[list[str]]:

@@ -178,6 +178,8 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         or (before.device_model if before else None),
         simulated=_simulated(record, target, work, exported),
         accuracy_floor=target.accuracy_floor,
+        latency_target_ms=record.config.prune.latency_target_ms,
+        meets_latency_target=_meets_target(record, exported),
         baseline=_network(exported.dense, batch) if exported else None,
         final=_network(exported.final, batch) if exported else None,
         uniform=_network(exported.uniform, batch) if exported and exported.uniform else None,
@@ -216,6 +218,13 @@ def _network(network: ExportedNetwork, batch_size: int) -> NetworkSummary:
         macs=network.info.macs,
         params=network.info.params,
     )
+
+
+def _meets_target(record: RunRecord, exported: Exported | None) -> bool | None:
+    target_ms = record.config.prune.latency_target_ms
+    if target_ms is None or exported is None:
+        return None
+    return exported.final.latency.latency_ms <= target_ms
 
 
 def _uniform_speedup(exported: Exported) -> float | None:

@@ -57,6 +57,9 @@ class TargetRecord(Schema):
     final: Trained | None
     steps: tuple[StepRecord, ...]
     stopped_by: str
+    searched_s: float = Field(
+        default=0.0, description="Wall-clock seconds of the search loop, once it has ended."
+    )
 
 
 class RunRecord(Schema):

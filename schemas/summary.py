@@ -91,6 +91,10 @@ class TargetSummary(Schema):
         description="True when latencies came from a recording or from simulated devices."
     )
     accuracy_floor: float | None
+    latency_target_ms: float | None = Field(default=None, description="Where one was asked for.")
+    meets_latency_target: bool | None = Field(
+        default=None, description="Of the final network as exported; None before, and without one."
+    )
     baseline: NetworkSummary | None
     final: NetworkSummary | None
     uniform: NetworkSummary | None = Field(

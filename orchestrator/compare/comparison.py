@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from device_agents.local import DeviceLost
+from device_agents.session import NoDevice
+from device_agents.tracker_wire import TrackerUnreachable
 from orchestrator import driver
 from orchestrator.compare.finals import Finals, measure_finals
 from orchestrator.compare.methods import DENSE, OURS, START, method_config
@@ -16,11 +19,13 @@ from orchestrator.compare.page import render
 from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
+from orchestrator.store.reader import read_run
 from orchestrator.summary import exported_of, prepared_of
 from schemas.comparison import MethodRow, MethodTable
 from schemas.config import RunConfig, TargetConfig
 from schemas.record import RunRecord
 from workers.artifacts import ArtifactStore
+from workers.measuring.gauge import ProgramFailed
 
 DENSE_WEIGHTS = "dense.safetensors"
 
@@ -28,9 +33,14 @@ Report = Callable[[str], None]
 
 
 class ComparisonStopped(CommandError):
-    """A method's run did not come to its end; the same command goes on with it."""
+    """It did not come to its end; the same command goes on.
 
-    exit_code = 1
+    ``exit_code`` is that of the run: 1 failed, 2 wrong input, 130 interrupted.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(f"{message}; the same command goes on")
+        self.exit_code = exit_code
 
 
 def compare(
@@ -48,7 +58,7 @@ def compare(
     where it was.
 
     Raises:
-        ComparisonStopped: a run failed, or was stopped by the user.
+        ComparisonStopped: a run failed or was stopped, or no device answered at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     start = _run(START, method_config(base, START, folder), report)
@@ -101,16 +111,17 @@ def as_csv(tables: Sequence[MethodTable]) -> str:
 
 def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     folder = Path(config.output) / config.run
-    report(f"== {method}: {folder}")
-    is_new = not (driver.has_ended(config, folder) and (folder / PAGE).exists())
-    record = driver.run(config, folder, report=report)
+    if driver.has_ended(config, folder):
+        report(f"== {method}: {folder} (done)")
+        record = read_run(folder)
+    else:
+        report(f"== {method}: {folder}")
+        record = driver.run(config, folder, report=report)
     if record.state != "done":
         told = f": {record.error}" if record.error else ""
-        raise ComparisonStopped(
-            f"the run of {method} ({folder}) is {record.state}{told}; the same command goes on "
-            "with it"
-        )
-    if is_new:
+        code = 130 if record.state != "failed" else 2 if record.wrong_input else 1
+        raise ComparisonStopped(f"the run of {method} ({folder}) is {record.state}{told}", code)
+    if not (folder / PAGE).exists():
         write_report(record, folder)
     return record
 
@@ -158,6 +169,11 @@ def _finals(
         shape = exported.final.info.input_shape
     path = folder / f"finals-{target.name}.json"
     kept = Finals.model_validate_json(path.read_text()) if path.exists() else None
-    finals = measure_finals(libraries, shape, target, base.measure, kept, told)
+    try:
+        finals = measure_finals(libraries, shape, target, base.measure, kept, told)
+    except (DeviceLost, NoDevice, ProgramFailed, TrackerUnreachable) as error:
+        raise ComparisonStopped(
+            f"the final networks could not be measured on {target.name}: {error}"
+        ) from error
     replace_file(path, finals.model_dump_json(indent=1) + "\n")
     return finals

@@ -39,7 +39,9 @@ class Finals(Schema):
         return tuple(own / ours for ours, own in pairs)
 
     def latency_ms(self, method: str) -> float:
-        """The method's latency in ms."""
+        """The method's latency in ms; the dense network's beside ours."""
+        if method == DENSE:
+            return self.beside_dense[OURS].reference.latency_ms
         return self.beside_dense[method].candidate.latency_ms
 
 
@@ -53,7 +55,8 @@ def measure_finals(
 ) -> Finals:
     """Measure the libraries of all methods, the dense one's among them; ``kept`` if it is of these.
 
-    Raises ``DeviceLost`` or ``UserError`` as a run does.
+    Raises ``DeviceLost``, ``NoDevice`` or ``TrackerUnreachable`` where no device answers,
+    ``ProgramFailed`` where a library does not run, ``UserError`` for a target that is out of reach.
     """
     key = content_key({method: _digest(path) for method, path in sorted(libraries.items())})
     if kept is not None and kept.key == key:

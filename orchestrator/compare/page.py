@@ -35,8 +35,7 @@ HEADINGS = (
 )
 
 
-CONSOLE = (0, 1, 3, 4, 5, 6, 8, 9, 10)
-"""The columns that a terminal has room for."""
+_CONSOLE = (0, 1, 3, 4, 5, 6, 8, 9, 10)  # the columns that a terminal has room for
 
 
 def render(tables: Sequence[MethodTable]) -> str:
@@ -116,6 +115,15 @@ def cells(row: MethodRow) -> list[str]:
         duration(row.device_s),
         duration(row.train_s),
     ]
+
+
+def console_table(found: MethodTable) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows for a terminal."""
+    headings, *rows = (
+        [text[column].removeprefix("*") for column in _CONSOLE]
+        for text in (HEADINGS, *map(cells, found.rows))
+    )
+    return headings, rows
 
 
 def _table(found: MethodTable) -> list[str | None]:

@@ -23,8 +23,6 @@ from schemas.work import (
     Work,
 )
 
-_SEARCHING = ("ranking", "proposing", "screening", "fine_tuning", "judging", "retuning")
-
 
 def table_of(
     records: Mapping[str, RunRecord],
@@ -81,10 +79,12 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
     ratios: Sequence[float] = exported.speedup_ratios
     latency_ms = exported.final.latency.latency_ms
     beside_ours: Sequence[float] = ()
+    if finals is not None:
+        latency_ms = finals.latency_ms(method)
     if method == DENSE:
         ratios = (1.0,)
     elif finals is not None:
-        ratios, latency_ms = finals.over_dense(method), finals.latency_ms(method)
+        ratios = finals.over_dense(method)
     if finals is not None and method not in (DENSE, OURS):
         beside_ours = finals.over_ours(method)
     state = next(item for item in record.targets if item.target == target)
@@ -108,7 +108,7 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
         trained=sum(step.val_accuracy is not None for step in state.steps),
         measured_programs=summary.measured_programs,
         search_programs=_search_programs(record, state),
-        search_s=sum(record.phases_s.get(phase, 0.0) for phase in _SEARCHING),
+        search_s=state.searched_s,
         wall_s=record.wall_s,
         device_s=summary.device_s,
         train_s=summary.train_s,

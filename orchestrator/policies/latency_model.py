@@ -163,5 +163,5 @@ def predicted_ms(
         weights.append(cost)
     if before:
         ratios = np.exp(model.log_ms(after) - model.log_ms(before))
-        total += float(np.dot(weights, np.minimum(ratios, 1.0)))
+        total += float(np.dot(weights, ratios))
     return total

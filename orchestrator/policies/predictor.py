@@ -19,7 +19,7 @@ class Predictor(Parallel):
     """As ``Parallel``, with candidates at more depths, of which the model's best are screened.
 
     For each task, and for all of them together, those with the largest predicted gain for the share
-    of channels taken: as many as ``Parallel`` would screen of one task.
+    of channels taken: half as many as ``Parallel`` screens, and at least one.
     """
 
     learns = True
@@ -55,4 +55,8 @@ class Predictor(Parallel):
         for name in dict.fromkeys(name for name, _, _ in ranked):
             own = [candidate for other, _, candidate in ranked if other == name]
             chosen += own[: max(1, prune.widths_per_task // 2)]
-        return Proposal(candidates=tuple(chosen), passed_over=found.passed_over)
+        passed_over = found.passed_over
+        if found.candidates and not chosen:
+            told = f"the latency model expects too little of {len(found.candidates)} candidates"
+            passed_over = (*passed_over, told)
+        return Proposal(candidates=tuple(chosen), passed_over=passed_over)

@@ -151,6 +151,9 @@ def _lead(record: RunRecord, target: TargetSummary) -> str:
             )
     if target.accuracy_floor is not None:
         sentences.append(f"Accuracy floor: {percent(target.accuracy_floor)} on validation images.")
+    if target.meets_latency_target is not None:
+        reached = "is met" if target.meets_latency_target else "is <b>not</b> met"
+        sentences.append(f"The latency target of {target.latency_target_ms:g}\u00a0ms {reached}.")
     if target.stopped_by:
         sentences.append(f"The search ended: {escape(target.stopped_by.rstrip('.'))}.")
     return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""

@@ -136,6 +136,7 @@ def target_record(state: AnyState, work: dict[str, WorkRecord]) -> TargetRecord:
         final=getattr(inner, "final", None),
         steps=tuple(_step(decision, work) for decision in found.decisions) if found else (),
         stopped_by=found.stopped_by if found else "",
+        searched_s=found.searched_s if found else 0.0,
     )
 
 

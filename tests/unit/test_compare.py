@@ -8,10 +8,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import driver_world
 import fake_world
 import pytest
 from driver_world import opening, refuse
 
+from device_agents.session import NoDevice
 from orchestrator import driver
 from orchestrator.compare import comparison
 from orchestrator.compare.comparison import ComparisonStopped, compare
@@ -24,17 +26,18 @@ from orchestrator.compare.methods import (
     quick,
     with_trials,
 )
-from orchestrator.compare.page import headline, remarks, render
+from orchestrator.compare.page import console_table, headline, remarks, render
 from orchestrator.compare.rows import at_time, table_of
 from orchestrator.dispatch import Workers
 from orchestrator.policies.retry import Failure
 from orchestrator.store.base import Ledger
 from orchestrator.store.reader import read_run
+from orchestrator.summary import exported_of
 from schemas.comparison import MethodTable
 from schemas.config import RunConfig
 from schemas.record import RunRecord
 from schemas.table import Comparison
-from schemas.work import FineTuneWork, ScreenWork, TuneWork, Work
+from schemas.work import Exported, FineTuneWork, ScreenWork, TuneWork, Work
 
 REPLAY = [{"name": "host", "device": "replay", "recording": "answers.jsonl"}]
 
@@ -102,6 +105,9 @@ Whole = tuple[World, MethodTable]
 def test_every_method_has_a_row_and_the_files_hold_them_all(whole: Whole) -> None:
     world, table = whole
     assert [row.method for row in table.rows] == ["dense", OURS, *BASELINES]
+    headings, rows = console_table(table)
+    assert [row[0].split()[0] for row in rows] == ["dense", OURS, *BASELINES]
+    assert {len(row) for row in rows} == {len(headings)}
     content = json.loads((world.folder / "comparison.json").read_text())
     assert content == [table.model_dump(mode="json")]
     lines = list(csv.DictReader((world.folder / "comparison.csv").read_text().splitlines()))
@@ -206,10 +212,42 @@ def test_a_method_that_fails_stops_it_and_the_same_command_goes_on(world: World)
         if isinstance(work, FineTuneWork) and "uniform-l1" in world.workers
         else None
     )
-    with pytest.raises(ComparisonStopped, match=r"uniform-l1 .* is failed: no room"):
+    with pytest.raises(ComparisonStopped, match=r"uniform-l1 .* is failed: no room; the") as stop:
         world.go(methods)
+    assert stop.value.exit_code == 1
     world.fault = lambda work: None
     assert [row.method for row in world.go(methods).rows] == ["dense", *methods]
+
+
+def test_a_method_that_is_interrupted_leaves_as_an_interrupted_run_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = comparison.driver.run
+    monkeypatch.setattr(
+        comparison.driver, "run", functools.partial(run, interrupts=driver_world.stopped())
+    )
+    with pytest.raises(ComparisonStopped, match="is cancelled") as stop:
+        world.go((OURS,))
+    assert stop.value.exit_code == 130
+
+
+def test_a_device_that_is_gone_at_the_end_stops_it_with_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise NoDevice("no device of key local is free")
+
+    monkeypatch.setattr(comparison, "measure_finals", gone)
+    monkeypatch.setattr(comparison, "exported_of", with_library)
+    config = base(targets=[{"name": "host"}])
+    with pytest.raises(ComparisonStopped, match="could not be measured on host: no device of"):
+        compare(config, world.folder, (OURS,), is_quick=False, original_candidates=3, report=quiet)
+
+
+def with_library(record: RunRecord, target: str) -> Exported | None:
+    exported = exported_of(record, target)
+    artifacts = {"library": "export/model.so"}
+    return exported and exported.model_copy(update={"artifacts": artifacts})
 
 
 def test_ablations_are_ours_with_parts_left_out(world: World) -> None:

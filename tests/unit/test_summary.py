@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import synthetic_record
 
+from orchestrator import results
 from orchestrator.report import summary_text
 from orchestrator.speedup import in_words, lower_bound
 from orchestrator.summary import summarise, summary_schema
@@ -48,6 +49,20 @@ def test_figures_of_a_finished_run() -> None:
     assert target.library_check and target.library_check.images == 32
     assert not target.simulated
     assert target.artifacts["library"] == "export/host/network.so"
+
+
+@pytest.mark.parametrize(("share", "reached"), [(1.01, "reached"), (0.99, "NOT reached")])
+def test_whether_the_latency_target_was_met_is_said(share: float, reached: str) -> None:
+    record = synthetic_record.record()
+    assert summarise(record).targets[0].meets_latency_target is None
+    final = summarise(record).targets[0].final
+    assert final is not None
+    prune = {"max_accuracy_drop": 0.01, "latency_target_ms": share * final.latency_ms}
+    config = synthetic_record.config(prune=prune)
+    summary = summarise(record.model_copy(update={"config": config}))
+    assert summary.targets[0].meets_latency_target is (share > 1.0)
+    told = [line for line in results.lines(summary) if "latency target" in line]
+    assert len(told) == 1 and told[0].endswith(f"ms {reached}")
 
 
 def test_costs_are_sums_over_the_work() -> None:
