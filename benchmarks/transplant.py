@@ -4,15 +4,15 @@ search for each.
     python benchmarks/transplant.py [--quick] [--seeds N] [--layers N] [--trials N]
 
 Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned in its
-direct form. Its
-fastest program is transplanted to layers with fewer output channels, and with fewer input channels,
-as the layer behind a pruned one has; each of those is searched afresh too. A width is called
-structure-preserving as the search for networks calls it: the program's vector factor divides the
-output channels; input channels are given in multiples of 8, as that vector factor would be of the
-layer before. The three that are compared (the transplant's first variant, its best one, the fastest
-of the fresh search) are measured again at the end, in turns, and every transplant's output is
-compared with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is
-better. With all layers a picture is written to benchmarks/transplant.svg. The last line is JSON.
+direct form. Its fastest program is transplanted to layers with fewer output channels, and with
+fewer input channels, as the layer behind a pruned one has; each of those is searched afresh too. A
+width is called structure-preserving as the search for networks calls it: the program's vector
+factor divides the output channels; input channels are given in multiples of 8, as that vector
+factor would be of the layer before. The three that are compared (the transplant's first variant,
+its best one, the fastest of the fresh search) are measured again at the end, in turns, and every
+transplant's output is compared with the untuned program's. Ratios are transplant / fresh search;
+below 1 the transplant is better. With all layers a picture is written to benchmarks/transplant.svg.
+The last line is JSON.
 """
 
 from __future__ import annotations
