@@ -15,7 +15,7 @@ import records_world
 import synthetic_record
 from typer.testing import CliRunner
 
-from orchestrator import cli, doctor, driver
+from orchestrator import cli, console, doctor, driver
 from orchestrator.store import reader
 from orchestrator.store.config_guard import ConfigChanged
 from schemas.record import RunRecord
@@ -231,8 +231,18 @@ def test_a_page_that_cannot_be_written_does_not_keep_the_table(
 
 
 def test_colons_are_no_pictures(capsys: Any) -> None:
-    cli._table(["found"], [["a:smile:b"]])
+    console.print_table(["found"], [["a:smile:b"]])
     assert "a:smile:b" in capsys.readouterr().out
+
+
+def test_a_comparison_is_refused_before_anything_is_started(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"run: x\noutput: {tmp_path}\nprune: {{max_accuracy_drop: 0.1}}\n")
+    assert call("compare", str(path), "--quick", "--paper") == 2
+    assert "--quick and --paper exclude each other" in capsys.readouterr().err
+    assert call("compare", str(path), "--method", "amc") == 2
+    assert "--method amc: choose from ours, uniform-l1, fpgm" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_report_json_and_schema(run_dir: Path, capsys: Any) -> None:
