@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from orchestrator.cli import app
+from orchestrator import cli
 from orchestrator.compare.methods import ABLATIONS, BASELINES
 from schemas.comparison import MethodTable
 
@@ -45,7 +45,11 @@ def main() -> None:
     given += [flag for flag in ("--quick", "--ablations") if getattr(arguments, flag[2:])]
     for method in arguments.method or ():
         given += ["--method", method]
-    app(given, prog_name="cprune", standalone_mode=False)
+    try:
+        cli.main(given)
+    except SystemExit as end:
+        if end.code:
+            raise
     content = json.loads((arguments.output / run / "comparison.json").read_text())
     table = MethodTable.model_validate(content[0])
     print(
