@@ -1,8 +1,9 @@
 """The methods that are compared: each is a run with settings of its own.
 
 All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
-of measured programs. Our final network gets twice the trials of the search for each task, the
-others' as many as any task of ours had then, those of the programs it descends from included.
+of measured programs. Our final network gets twice the trials of the search for each task; the
+others' budget is, for each task, what the most tuned task of ours had then, those of the programs
+it descends from included. Budgets are shared out between a network's tasks as in any run.
 """
 
 from __future__ import annotations
