@@ -78,8 +78,8 @@ def method_config(
 
     ``checkpoint``: the dense network's weights, for all but the run that trains it.
     ``least_candidates``: what ours trained, which those that know one ratio for the whole network
-    get too. ``least_trials``: what a task of our final network had at most, which every task of the
-    others' gets. ``original_candidates``: at which the original algorithm is stopped; 0: at its
+    get too. ``least_trials``: what a task of our final network had at most, which the others' budget
+    has for every task. ``original_candidates``: at which the original algorithm is stopped; 0: at its
     end.
     """
     trials = base.tune.trials_per_task

@@ -127,7 +127,7 @@ def test_all_start_from_the_same_dense_weights(whole: Whole) -> None:
     assert world.record("start").config.model.checkpoint is None
 
 
-def test_no_other_methods_final_network_is_tuned_less_than_any_task_of_ours(whole: Whole) -> None:
+def test_no_other_final_tuning_has_less_for_a_task_than_any_task_of_ours_had(whole: Whole) -> None:
     world, table = whole
     ours = next(row for row in table.rows if row.method == OURS)
     assert ours.most_trials > 8  # twice the trials of the search, and what its programs come from
