@@ -78,9 +78,9 @@ def method_config(
 
     ``checkpoint``: the dense network's weights, for all but the run that trains it.
     ``least_candidates``: what ours trained, which those that know one ratio for the whole network
-    get too. ``least_trials``: what a task of our final network had at most, which the others' budget
-    has for every task. ``original_candidates``: at which the original algorithm is stopped; 0: at its
-    end.
+    get too. ``least_trials``: what a task of our final network had at most, which the others'
+    budget has for every task. ``original_candidates``: at which the original algorithm is stopped;
+    0: at its end.
     """
     trials = base.tune.trials_per_task
     final_trials = {START: trials, OURS: 2 * trials}.get(method, max(2 * trials, least_trials))
