@@ -222,8 +222,13 @@ def main(root: Path) -> None:
         tune={"trials_per_task": 4, "retune_trials_per_task": 0, "final_trials_per_task": 8},
         targets=TARGETS[:1],
     )
+    ladder = fake_world.config(  # candidates that are neither screened nor compared
+        budget={"max_rounds": 40},
+        prune={"policy": "uniform", "max_accuracy_drop": 0.2, "min_width_fraction": 0.3},
+        targets=TARGETS[:1],
+    )
     results: dict[str, Any] = {}
-    for name, config in (("wide", wide), ("plain", plain)):
+    for name, config in (("wide", wide), ("plain", plain), ("ladder", ladder)):
         calm = Drill(root / f"{name}-calm", config)
         calm.once()
         results[f"{name}-calm"] = calm.result()

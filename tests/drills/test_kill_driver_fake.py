@@ -33,7 +33,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def undisturbed(results: dict[str, Any], name: str) -> dict[str, Any]:
-    calm: dict[str, Any] = results["plain-calm" if name.startswith("plain") else "wide-calm"]
+    kind = name.partition("-")[0]
+    calm: dict[str, Any] = results["wide-calm" if kind == "random" else f"{kind}-calm"]
     return calm
 
 
