@@ -84,7 +84,7 @@ def compiled(
         trained = Trained(
             structure=Structure(), weights="", val_accuracy=0.0, info=info, train_s=0.0, epochs=0
         )
-        tuned = libraries.attributed(tuned, trained, "bench")
+        tuned = libraries.chosen_inside(tuned, trained, "bench")
         path, _ = libraries.build(trained)
         _check_output(gauge, path, network, image)
         yield Compiled(gauge, path, tuple(image.shape), tuned, _gmacs(network, image))

@@ -86,7 +86,8 @@ class Room:
 
 
 def room(worker: TuningWorker, table: Table, name: str, folder: Path) -> Room:
-    tune = tuning_world.config().tune.model_copy(update={"model_build_timeout_s": 900.0})
+    changes = {"model_build_timeout_s": 900.0, "transplant_variants": 2}
+    tune = tuning_world.config().tune.model_copy(update=changes)
     config = tuning_world.config(
         model={"name": f"torchvision:{name}"},
         data={"name": f"{__name__}:pictures", "image_size": SIZE},

@@ -111,6 +111,7 @@ class Exporter:
         )
 
     def _tuned(self, trained: Trained) -> Tuned:
+        """What the programs take that the network's library was built from."""
         bundle = self._bundles.of_structure(trained.structure)
         tuned = self._tuner.summary(bundle, measured=0, failed=0, device_s=0.0, wall_s=0.0)
         return self._libraries.attributed(tuned, trained, "export")

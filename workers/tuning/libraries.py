@@ -86,13 +86,10 @@ class NetworkLibraries:
         partial.rename(path)
         return path, key
 
-    def attributed(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
-        """``tuned`` with what each task's call takes inside the compiled network.
+    def chosen_inside(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
+        """``attributed``, after each task's finalists were watched and the fastest there chosen.
 
-        Before that each task's finalists are watched inside it, and the fastest there are chosen.
-        As it is, where the device cannot watch a network. ``occasion`` tells one question to the
-        device from another about the same network. Raises ``UserError`` as ``build``, and
-        ``ProgramFailed``.
+        Arguments and errors are those of ``attributed``.
         """
         bundle = self._bundles.of_structure(trained.structure)
         count = self._config.tune.finalists
@@ -117,12 +114,24 @@ class NetworkLibraries:
                 device_s=tuned.device_s,
                 wall_s=tuned.wall_s,
             )
+        return self.attributed(tuned, trained, occasion)
+
+    def attributed(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
+        """``tuned`` with what each task's call takes inside the compiled network.
+
+        As it is, where the device cannot watch a network. ``occasion`` tells one question to the
+        device from another about the same network. Raises ``UserError`` as ``build``, and
+        ``ProgramFailed``.
+        """
+        bundle = self._bundles.of_structure(trained.structure)
         stored = self._tuner.stored(bundle)
         best = {task_id: fastest(stored[task_id]) for task_id in bundle.task_ids}
         chosen = {task_id: program for task_id, program in best.items() if program is not None}
         found = self._watched(trained, chosen, occasion)
         self._gauge.release()
-        return tuned if found is None else in_model(tuned, functions, found)
+        if found is None:
+            return tuned
+        return in_model(tuned, [site.function for site in bundle.relax.sites], found)
 
     def _watched(self, trained: Trained, line_up: LineUp, occasion: str) -> Attribution | None:
         path, key = self._built(trained, None, line_up)

@@ -101,7 +101,7 @@ class TuningWorker:
             tuned = self._tuner.tune(work)
             if work.network is None:  # the uniform one: nothing is ranked by its tasks
                 return tuned
-            return self._libraries.attributed(tuned, work.network, work.key)
+            return self._libraries.chosen_inside(tuned, work.network, work.key)
         if isinstance(work, ScreenWork):
             return self._screener.screen(work)
         if isinstance(work, CompareWork):
