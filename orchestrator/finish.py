@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Mapping
 
 from orchestrator.policies.gates import meets_floor
+from orchestrator.policies.judge import ACCURACY_GRAIN
+from orchestrator.policies.names import POLICIES
 from orchestrator.reading import get, programs_of
 from orchestrator.speedup import in_words, is_dense, verdict_of
-from orchestrator.states import Done, Exporting, FinishTraining, FinishTuning
+from orchestrator.spending import with_trainings
+from orchestrator.states import Done, Exporting, FinishTraining, FinishTuning, Ranking, Search
 from orchestrator.transition import Clock, Transition
 from schemas.config import RunConfig
 from schemas.network import Trained
@@ -18,8 +21,8 @@ Outcomes = Mapping[str, Outcome]
 
 
 def training(state: FinishTraining, config: RunConfig) -> tuple[FineTuneWork, ...]:
-    """The long training; none when the dense network itself is the result."""
-    if not state.search.accepted or not config.fine_tune.long_epochs:
+    """The long training; none for the dense network, nor for one that was trained so already."""
+    if not _has_new_steps(state.search) or not config.fine_tune.long_epochs:
         return ()
     return (
         FineTuneWork(
@@ -76,13 +79,30 @@ def export(state: Exporting, config: RunConfig) -> ExportWork:
 def trained(
     state: FinishTraining, outcomes: Outcomes, config: RunConfig, clock: Clock
 ) -> Transition:
-    """Take the long-trained weights, if they meet the floor as the accepted ones do."""
-    final, message = state.search.current, "no long training: the network stays as it is"
+    """Take the long-trained weights, if they meet the floor as the accepted ones do.
+
+    The search goes on with them where no budget ended it and they are better than they have to be.
+    """
+    found = state.search
+    final, message = found.current, "no further long training: the network stays as it is"
     for work in training(state, config):
         network = get(outcomes, work.key, FineTuned).network
-        final, message = _keep(network, state.search.current, state.search.floor)
-    following = FinishTuning(target=state.target, search=state.search, final=final)
-    return Transition(next_state=following, message=message)
+        final, message = _keep(network, found.current, found.floor)
+        found = with_trainings(found, [network])
+        spare = final.val_accuracy - found.floor
+        if final is network and _may_go_on(found, config) and spare >= ACCURACY_GRAIN:
+            update = {
+                "current": final,
+                "trained_key": work.key,
+                "recovered_after": len(found.decisions),
+                "set_aside": (),
+                "stopped_by": "",
+            }
+            following = Ranking(target=state.target, search=found.model_copy(update=update))
+            message = f"{message}, {spare:.4f} above the floor: the search goes on"
+            return Transition(next_state=following, message=message)
+    finished = FinishTuning(target=state.target, search=found, final=final)
+    return Transition(next_state=finished, message=message)
 
 
 def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
@@ -140,6 +160,14 @@ def baseline_trials(final: Tuned, total: int, *later: Tuned) -> dict[str, int]:
         if needed > max(total, trials.get(subgraph.module, 0)):
             trials[subgraph.module] = needed
     return dict(sorted(trials.items()))
+
+
+def _may_go_on(found: Search, config: RunConfig) -> bool:
+    return POLICIES[config.prune.policy].recovers and found.ended_by_itself
+
+
+def _has_new_steps(found: Search) -> bool:
+    return any(decision.accepted for decision in found.decisions[found.recovered_after :])
 
 
 def _keep(network: Trained, accepted: Trained, floor: float) -> tuple[Trained, str]:

@@ -96,7 +96,8 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
             return (*own, state.search.tuned_key)
         case Proposing():
             learnt = parts.screenings_so_far(state.search, config)
-            return (*own, state.search.prepare_key, state.search.tuned_key, *learnt)
+            known = state.search
+            return (*own, known.prepare_key, known.trained_key, known.tuned_key, *learnt)
         case FinishTuning():
             return (*own, finish.final_tuning(state, config).key)
         case Judging():

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from schemas.base import Schema
-from schemas.work import Outcome, Screened, Tuned
+from schemas.network import Sensitivity
+from schemas.work import FineTuned, Outcome, Prepared, Screened, Tuned
 
 Kind = TypeVar("Kind", bound=Schema)
 
@@ -25,3 +26,11 @@ def programs_of(outcomes: Mapping[str, Outcome], key: str) -> Tuned:
     if isinstance(outcome, Screened) and outcome.tuned is not None:
         return outcome.tuned
     return get(outcomes, key, Tuned)
+
+
+def sensitivities_of(outcomes: Mapping[str, Outcome], key: str) -> tuple[Sensitivity, ...]:
+    """Those of the network that a training made."""
+    outcome = outcomes[key]
+    if isinstance(outcome, Prepared):
+        return outcome.sensitivities
+    return get(outcomes, key, FineTuned).sensitivities

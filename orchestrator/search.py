@@ -8,7 +8,7 @@ from orchestrator.policies.base import View
 from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.gates import floor_of
 from orchestrator.policies.names import POLICIES
-from orchestrator.reading import get, programs_of
+from orchestrator.reading import get, programs_of, sensitivities_of
 from orchestrator.search_parts import (
     back,
     dense_tuning,
@@ -74,6 +74,7 @@ def prepared(state: Preparing, outcomes: Outcomes, config: RunConfig, clock: Clo
         uniform=uniform,
         floor=floor,
         current=dense,
+        trained_key=key,
         tuned_key="",
     )
     following = Tuning(target=state.target, search=found)
@@ -136,6 +137,7 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
             for key in screenings_so_far(found, config)
             if (screened := get(outcomes, key, Screened)).tuned is not None
         ],
+        sensitivities=sensitivities_of(outcomes, found.trained_key),
     )
     proposal = policy.propose(view)
     if not proposal.candidates:

@@ -120,7 +120,9 @@ def back(
     """Propose again, the tasks of the rejected candidates set aside unless one of them waits."""
     open_tasks = {candidate.task_id for candidate in waiting}
     closed = dict.fromkeys(
-        candidate.task_id for candidate in decided if candidate.task_id not in open_tasks
+        candidate.task_id
+        for candidate in decided
+        if candidate.task_id and candidate.task_id not in open_tasks
     )
     aside = tuple(dict.fromkeys((*found.set_aside, *closed)))
     following = Proposing(
@@ -149,6 +151,7 @@ def decision_of(
         task_id=candidate.task_id,
         task_name=candidate.task_name,
         groups=candidate.groups,
+        structure=candidate.structure,
         screen_key=screening(state, candidate, config).key if screens else None,
         fine_tune_key=fine_tuning(candidate, config).key if trained else None,
         compare_key=compare_key,
@@ -192,7 +195,11 @@ def taken_unmeasured(
     decision = decision_of(
         state, contender.candidate, config, accepted=True, reason=reason, trained=True
     )
-    update = {"current": contender.network, "accepted": found.accepted + 1}
+    update = {
+        "current": contender.network,
+        "trained_key": decision.fine_tune_key,
+        "accepted": found.accepted + 1,
+    }
     following = Ranking(
         target=state.target, search=with_decisions(found, [decision]).model_copy(update=update)
     )

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from schemas.base import Schema
-from schemas.network import Trained
+from schemas.network import Structure, Trained
 from schemas.work import Candidate
 
 
@@ -33,11 +33,17 @@ class Decision(Schema):
     task_id: str
     task_name: str
     groups: tuple[str, ...]
+    structure: Structure
     screen_key: str | None = Field(description="None for a policy that does not screen.")
     fine_tune_key: str | None = None
     compare_key: str | None = None
     accepted: bool
     reason: str
+
+    @property
+    def lost_accuracy(self) -> bool:
+        """Whether it was trained and then refused before anything was compared."""
+        return not self.accepted and self.fine_tune_key is not None and self.compare_key is None
 
 
 class Contender(Schema):
@@ -55,10 +61,14 @@ class Search(Schema):
     uniform: Trained | None
     floor: float
     current: Trained
+    trained_key: str = Field(description="Work whose outcome holds the current network's weights.")
     tuned_key: str = Field(description="Work whose outcome holds the current network's programs.")
     began_s: float | None = Field(default=None, description="Wall seconds of the run at the start.")
     round: int = 0
     accepted: int = 0
+    recovered_after: int = Field(
+        default=0, description="Decisions before the current network was last trained for long."
+    )
     set_aside: tuple[str, ...] = Field(default=(), description="Tasks, until a step is accepted.")
     decisions: tuple[Decision, ...] = ()
     current_ms: float = Field(default=0.0, description="Of the whole current network.")
@@ -67,6 +77,11 @@ class Search(Schema):
     measured_programs: int = Field(default=0, description="By the search loop.")
     stopped_by: str = ""
     searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether no step was left, rather than no budget, or nothing more to reach."""
+        return not self.stopped_by.startswith(("budget.", "prune."))
 
 
 class _State(Schema):
@@ -141,7 +156,7 @@ class Retuning(_State):
 
 
 class FinishTraining(_State):
-    """The search is over; its network is trained for long."""
+    """No step is left; the network is trained for long. With what it regains the search goes on."""
 
     kind: Literal["finish_training"] = "finish_training"
     search: Search
@@ -250,7 +265,7 @@ _FORWARD: dict[type[_State], tuple[type[_State], ...]] = {
     FineTuning: (Judging, Ranking, Proposing),
     Judging: (Retuning, Ranking, Proposing),
     Retuning: (Ranking,),
-    FinishTraining: (FinishTuning,),
+    FinishTraining: (FinishTuning, Ranking),
     FinishTuning: (FinishTuning, Exporting),
     Exporting: (Done,),
 }

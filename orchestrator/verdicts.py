@@ -148,6 +148,7 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
     found = found.model_copy(
         update={
             "current": accepted.network,
+            "trained_key": winner.fine_tune_key,
             "current_ms": compared[winner.candidate_id].comparison.candidate.latency_ms,
             "tuned_key": screened.key,
             "accepted": found.accepted + 1,

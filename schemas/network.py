@@ -34,6 +34,26 @@ class ChannelGroup(Schema):
         return max(1, round(self.channels // self.divisor * fraction)) * self.divisor
 
 
+class Sensitivity(Schema):
+    """What removing channels of one group would cost a trained network, estimated."""
+
+    PARTS: ClassVar[int] = 16
+
+    group_id: str
+    losses: tuple[float, ...] = Field(
+        description="losses[i]: how much the loss is expected to rise, in a measure of its own, "
+        "when i / PARTS of the channels that the group has now are removed, the least important "
+        "first."
+    )
+
+    def loss(self, removed: float) -> float:
+        """Expected rise when this share of the channels is removed; between the parts a line."""
+        place = min(max(removed, 0.0), 1.0) * (len(self.losses) - 1)
+        below = min(int(place), len(self.losses) - 2)
+        first, second = self.losses[below], self.losses[below + 1]
+        return first + (second - first) * (place - below)
+
+
 class Structure(Schema):
     """A pruned network's structure: the width of every group that is not dense."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from schemas.base import Schema, Timed, content_key
-from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
+from schemas.network import ChannelGroup, NetworkInfo, Sensitivity, Structure, Trained
 from schemas.table import Comparison, Measurement, NetworkTable
 
 
@@ -142,6 +142,9 @@ class Prepared(Schema):
         description="For the policy global: ever narrower structures, by the importance of "
         "channels over the whole network.",
     )
+    sensitivities: tuple[Sensitivity, ...] = Field(
+        default=(), description="Of the prunable groups, for the policies that use them."
+    )
 
 
 class UniformTrained(Schema):
@@ -228,6 +231,9 @@ class FineTuned(Schema):
 
     kind: Literal["fine_tuned"] = "fine_tuned"
     network: Trained
+    sensitivities: tuple[Sensitivity, ...] = Field(
+        default=(), description="Of the prunable groups, for the policies that use them."
+    )
 
 
 class Compared(Schema):

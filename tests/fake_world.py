@@ -49,7 +49,7 @@ def config(**changes: object) -> RunConfig:
     values: dict[str, object] = {
         "prune": {"max_accuracy_drop": 0.03, "tasks_per_round": 1, "fine_tuned_per_round": 1},
         "tune": {"trials_per_task": 4, "retune_trials_per_task": 2, "final_trials_per_task": 8},
-        "budget": {"max_rounds": 12},
+        "budget": {"max_rounds": 30},
         **changes,
     }
     return RunConfig.model_validate(values)

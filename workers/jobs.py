@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import nn
 
 from schemas.config import TrainConfig
-from schemas.network import Structure, Trained
+from schemas.network import Sensitivity, Structure, Trained
 from schemas.work import (
     FineTuned,
     FineTuneWork,
@@ -22,10 +23,15 @@ from schemas.work import (
 from workers.networks import Networks
 from workers.pruning.fold import exported_program
 from workers.pruning.ladder import global_ladder
+from workers.pruning.sensitivity import sensitivities
 from workers.pruning.surgery import prune_to
+from workers.training.images import batches, row_major
 from workers.training.metrics import evaluate
+from workers.training.runtime import computing
 from workers.training.train import ProgressEvent, train
 from workers.training.weights import load_checkpoint
+
+_SENSITIVITY_IMAGES = 256
 
 YieldCores = Callable[[], AbstractContextManager[object]]
 
@@ -60,7 +66,7 @@ class TrainingJobs:
                 network=self._trained(model, Structure(), self._config.train, self._config.seed)
             )
         if isinstance(work, FineTuneWork):
-            return FineTuned(network=self._fine_tune(work))
+            return self._fine_tune(work)
         raise TypeError(f"a training job does no {work.kind} work")
 
     def _prepare(self) -> Prepared:
@@ -75,9 +81,11 @@ class TrainingJobs:
         ladder: tuple[Structure, ...] = ()
         if self._config.prune.policy == "global":
             ladder = global_ladder(model, self._networks.image, groups, self._config.prune)
-        return Prepared(dense=dense, groups=groups, ladder=ladder)
+        return Prepared(
+            dense=dense, groups=groups, ladder=ladder, sensitivities=self._sensitivities(model)
+        )
 
-    def _fine_tune(self, work: FineTuneWork) -> Trained:
+    def _fine_tune(self, work: FineTuneWork) -> FineTuned:
         parent = self._networks.load(work.parent)
         changed = {
             group: width
@@ -100,7 +108,25 @@ class TrainingJobs:
                 "schedule": self._config.fine_tune.schedule,
             }
         )
-        return self._trained(model, work.structure, recipe, self._config.seed)
+        network = self._trained(model, work.structure, recipe, self._config.seed)
+        return FineTuned(network=network, sensitivities=self._sensitivities(model))
+
+    def _sensitivities(self, model: nn.Module) -> tuple[Sensitivity, ...]:
+        """By validation images: on those it was trained on, a network has hardly an error left."""
+        prune = self._config.prune
+        if prune.policy not in ("parallel", "predictor"):
+            return ()
+        validation = self._networks.splits.validation
+        some = torch.arange(min(len(validation), _SENSITIVITY_IMAGES))
+        with computing(model, self._threads, None):
+            return sensitivities(
+                model,
+                self._networks.image,
+                self._networks.groups,
+                ((row_major(images), labels) for images, labels in batches(validation, 32, some)),
+                prune.ranking,
+                yield_cores=self._yield_cores,
+            )
 
     def _trained(
         self, model: nn.Module, structure: Structure, recipe: TrainConfig, seed: int

@@ -11,6 +11,7 @@ from orchestrator.policies.screen import ScreenDecision
 from orchestrator.states import Contender, RankedTask, Search
 from schemas.base import Schema
 from schemas.config import PruneConfig
+from schemas.network import Sensitivity
 from schemas.table import Comparison
 from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
 
@@ -26,11 +27,18 @@ class View:
     config: PruneConfig
     screened: Sequence[Tuned] = ()
     """Programs of all candidates screened so far, for a policy that learns."""
+    sensitivities: Sequence[Sensitivity] = ()
+    """Of the current network's groups."""
 
     @property
     def tried(self) -> set[str]:
         """Candidates that have been decided upon."""
         return {decision.candidate_id for decision in self.search.decisions}
+
+    @property
+    def losses(self) -> dict[str, Sensitivity]:
+        """The sensitivities by group."""
+        return {item.group_id: item for item in self.sensitivities}
 
 
 class Proposal(Schema):
@@ -46,12 +54,14 @@ class Policy(Protocol):
     ``screening``: how candidates' programs are found before any training; None where candidates are
     trained at once and taken when they meet the floor, whatever their latency. ``gates_steps``:
     whether a step has to keep ``prune.step_accuracy_ratio`` besides the floor. ``learns``: whether
-    it wants to see the programs of all candidates screened before.
+    it wants to see the programs of all candidates screened before. ``recovers``: whether the search
+    goes on with what the long training at its end regains.
     """
 
     screening: ScreeningKind | None
     gates_steps: bool
     learns: bool
+    recovers: bool
 
     def propose(self, view: View) -> Proposal:
         """What to try next; no candidates end the search."""

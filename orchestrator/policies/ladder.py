@@ -42,7 +42,9 @@ class Ladder(Parallel):
         """The next rung, from the network that has been reached."""
         rungs = self.rungs(view)
         accepted = [decision.accepted for decision in view.search.decisions]
-        move = next_move(len(rungs), accepted, view.config.least_candidates)
+        move = next_move(
+            len(rungs), accepted, view.config.least_candidates, view.search.recovered_after
+        )
         if move is None:
             return Proposal(candidates=(), passed_over=("the floor does not allow a narrower one",))
         name, structure = rungs[move.rung]
@@ -79,27 +81,32 @@ class Global(Ladder):
         return [(f"global pruning, rung {n} of {len(ladder)}", s) for n, s in enumerate(ladder, 1)]
 
 
-def next_move(rungs: int, accepted: Sequence[bool], least_candidates: int = 0) -> Move | None:
+def next_move(
+    rungs: int, accepted: Sequence[bool], least_candidates: int = 0, trained_long: int = 0
+) -> Move | None:
     """What follows these decisions; None at the end of the ladder.
 
     The first steps are a quarter of the ladder. A single step that misses the floor is tried once
-    more after further training, and again while fewer than ``least_candidates`` were decided.
+    more after further training, and again while fewer than ``least_candidates`` were decided; and
+    once more where the network was trained for long after the first ``trained_long`` decisions.
     """
     reached, step = -1, max(1, rungs // 4)
-    recovers = recovered = False
-    for met in accepted:
+    recovers = recovered = ended = False
+    for number, met in enumerate(accepted):
+        if number and number == trained_long:
+            recovers, recovered, ended = False, True, False
         if recovers:
-            if not met:
-                return None
-            recovers, recovered = False, True
+            recovers, recovered, ended = False, met, not met
         elif met:
             reached, recovered = min(reached + step, rungs - 1), False
         elif step > 1:
             step //= 2
-        elif recovered and len(accepted) >= least_candidates:
-            return None
+        elif recovered and number + 1 >= least_candidates:
+            ended = True
         else:
             recovers = True
-    if reached == rungs - 1 or (recovers and reached < 0):
+    if trained_long and trained_long == len(accepted):
+        recovers = ended = False
+    if ended or reached == rungs - 1 or (recovers and reached < 0):
         return None
     return Move(rung=reached if recovers else min(reached + step, rungs - 1), recovers=recovers)

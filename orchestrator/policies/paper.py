@@ -27,12 +27,14 @@ class Paper(Parallel):
     been passed over, the search ends.
     """
 
+    recovers = False
+
     def propose(self, view: View) -> Proposal:
         """The next step of the slowest task that is not passed over."""
         lost = {
             group
             for decision in view.search.decisions
-            if _lost_accuracy(decision)
+            if decision.lost_accuracy
             for group in decision.groups
         }
         passed_over: list[str] = []
@@ -75,14 +77,6 @@ class Original(Paper):
     """The same with the original's tuning: every task is tuned again for every candidate."""
 
     screening: ScreeningKind | None = "search_all"
-
-
-def _lost_accuracy(decision: Decision) -> bool:
-    return (
-        not decision.accepted
-        and decision.fine_tune_key is not None
-        and decision.compare_key is None
-    )
 
 
 def _not_faster(decisions: Sequence[Decision], groups: set[str]) -> int:

@@ -8,6 +8,7 @@ from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.judge import Verdict, judge
 from orchestrator.policies.propose import propose
 from orchestrator.policies.screen import ScreenDecision, choose
+from orchestrator.policies.whole import whole_cuts
 from orchestrator.states import Contender
 from schemas.config import PruneConfig
 from schemas.table import Comparison
@@ -15,7 +16,7 @@ from schemas.work import Candidate, Screened, ScreeningKind
 
 
 class Parallel:
-    """Several tasks and widths screened at once, the best few trained at once.
+    """Cuts of several tasks and of the whole network side by side, the best few trained at once.
 
     The step taken is the one that gains most latency for the accuracy it costs.
     """
@@ -23,10 +24,11 @@ class Parallel:
     screening: ScreeningKind | None = "transplant"
     gates_steps = True
     learns = False
+    recovers = True
 
     def propose(self, view: View) -> Proposal:
-        """Cuts of the slowest tasks that are not set aside, each alone and all together."""
-        return propose(
+        """Cuts of the whole network, and of the slowest tasks that are not set aside."""
+        alone = propose(
             view.ranking,
             view.programs,
             view.prepared.groups,
@@ -35,6 +37,8 @@ class Parallel:
             view.tried,
             view.config,
         )
+        candidates = (*whole_cuts(view), *alone.candidates)
+        return Proposal(candidates=candidates, passed_over=alone.passed_over)
 
     def choose(
         self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig

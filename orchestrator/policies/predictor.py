@@ -10,6 +10,7 @@ from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.latency_model import LatencyModel, predicted_ms, samples_of
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.propose import propose
+from orchestrator.policies.whole import whole_cuts
 
 DEPTHS = 8
 """Widths of each task that are looked at."""
@@ -18,8 +19,8 @@ DEPTHS = 8
 class Predictor(Parallel):
     """As ``Parallel``, with candidates at more depths, of which the model's best are screened.
 
-    For each task, and for all of them together, those with the largest predicted gain for the share
-    of channels taken: half as many as ``Parallel`` screens, and at least one.
+    For each task, and for the whole network, those with the largest predicted gain for the share of
+    channels taken: half as many as ``Parallel`` screens, and at least one.
     """
 
     learns = True
@@ -37,11 +38,12 @@ class Predictor(Parallel):
             view.tried,
             prune.model_copy(update={"widths_per_task": max(DEPTHS, prune.widths_per_task)}),
         )
+        candidates = (*whole_cuts(view), *found.candidates)
         model = LatencyModel(samples_of([*view.screened, view.programs]))
         dense = {group.group_id: group.channels for group in groups}
         widths = {**dense, **current.structure.widths}
         ranked = []
-        for candidate in found.candidates:
+        for candidate in candidates:
             cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
             told_ms = predicted_ms(model, view.programs, groups, widths, cut)
             gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
@@ -56,7 +58,7 @@ class Predictor(Parallel):
             own = [candidate for other, _, candidate in ranked if other == name]
             chosen += own[: max(1, prune.widths_per_task // 2)]
         passed_over = found.passed_over
-        if found.candidates and not chosen:
-            told = f"the latency model expects too little of {len(found.candidates)} candidates"
+        if candidates and not chosen:
+            told = f"the latency model expects too little of {len(candidates)} candidates"
             passed_over = (*passed_over, told)
         return Proposal(candidates=tuple(chosen), passed_over=passed_over)

@@ -22,16 +22,12 @@ def propose(
     tried: Collection[str],
     config: PruneConfig,
 ) -> Proposal:
-    """Candidates for the slowest tasks that are not set aside and have an untried width.
-
-    Each task is cut by itself and, at the same depths, together with the others: where all of them
-    can be cut, one round does the work of several.
-    """
+    """Candidates for the slowest tasks that are not set aside and have an untried width."""
     fresh: dict[str, Candidate] = {}
-    cuts_of: list[tuple[RankedTask, list[dict[str, int]]]] = []
+    tasks = 0
     passed_over: list[str] = []
     for task in ranking:
-        if len(cuts_of) == config.tasks_per_round:
+        if tasks == config.tasks_per_round:
             break
         if task.task_id in set_aside:
             passed_over.append(f"{task.name}: set aside")
@@ -54,12 +50,8 @@ def propose(
             passed_over.append(f"{task.name}: every width proposed for it has been tried")
             continue
         fresh.update(new)
-        cuts_of.append((task, cuts))
-    together = [
-        item for item in _together(cuts_of, parent, groups) if item.candidate_id not in tried
-    ]
-    candidates = {item.candidate_id: item for item in (*together, *fresh.values())}
-    return Proposal(candidates=tuple(candidates.values()), passed_over=tuple(passed_over))
+        tasks += 1
+    return Proposal(candidates=tuple(fresh.values()), passed_over=tuple(passed_over))
 
 
 def spread(cuts: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
@@ -78,23 +70,3 @@ def spread(cuts: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]
         if nearest not in chosen:
             chosen.append(nearest)
     return chosen
-
-
-def _together(
-    cuts_of: Sequence[tuple[RankedTask, list[dict[str, int]]]],
-    parent: Trained,
-    groups: Sequence[ChannelGroup],
-) -> list[Candidate]:
-    """The cuts of all proposed tasks at once, the deepest first; none for a single task."""
-    if len(cuts_of) < 2:
-        return []
-    slowest = cuts_of[0][0]
-    name = f"{slowest.name} and {len(cuts_of) - 1} more"
-    made = []
-    for depth in reversed(range(max(len(cuts) for _, cuts in cuts_of))):
-        joint: dict[str, int] = {}
-        for _, cuts in cuts_of:
-            for group, width in cuts[min(depth, len(cuts) - 1)].items():
-                joint.setdefault(group, width)
-        made.append(candidate_of(slowest.task_id, name, parent, groups, joint))
-    return made

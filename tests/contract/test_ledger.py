@@ -52,7 +52,13 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
 def search() -> Search:
     dense = fake_world.network()
     return Search(
-        prepare_key="p", dense=dense, uniform=None, floor=0.9, current=dense, tuned_key="t"
+        prepare_key="p",
+        dense=dense,
+        uniform=None,
+        floor=0.9,
+        current=dense,
+        trained_key="p",
+        tuned_key="t",
     )
 
 

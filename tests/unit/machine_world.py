@@ -40,7 +40,9 @@ class World:
         return STATE.validate_json(transition.next_state.model_dump_json())
 
     def until(self, *kinds: type) -> AnyState:
-        state: AnyState = machine.start("host")
+        return self.go_on(machine.start("host"), *kinds)
+
+    def go_on(self, state: AnyState, *kinds: type) -> AnyState:
         for _ in range(200):
             state = self.step(state)
             if isinstance(state, kinds):

@@ -10,6 +10,7 @@ from orchestrator.states import Decision, Ranking, Search, Tuning
 from orchestrator.store import config_guard
 from orchestrator.store.base import Ledger
 from orchestrator.store.memory import MemoryLedger
+from schemas.network import Structure
 from schemas.record import WorkRecord
 from schemas.work import PrepareWork
 
@@ -28,7 +29,13 @@ def record() -> WorkRecord:
 def search() -> Search:
     dense = fake_world.network()
     return Search(
-        prepare_key="p", dense=dense, uniform=None, floor=0.9, current=dense, tuned_key="t"
+        prepare_key="p",
+        dense=dense,
+        uniform=None,
+        floor=0.9,
+        current=dense,
+        trained_key="p",
+        tuned_key="t",
     )
 
 
@@ -39,6 +46,7 @@ def decision() -> Decision:
         task_id="t",
         task_name="t",
         groups=("g",),
+        structure=Structure(widths={"g": 8}),
         screen_key="s",
         accepted=False,
         reason="slower",

@@ -166,6 +166,44 @@ def test_long_training_below_the_floor_falls_back_to_the_accepted_weights() -> N
     assert "below the floor" in world.messages[-1] and "are kept" in world.messages[-1]
 
 
+def test_the_search_goes_on_with_what_the_long_training_regains() -> None:
+    world = World(fake_world.config())
+    state = world.until(FinishTraining)
+    assert isinstance(state, FinishTraining) and state.search.ended_by_itself
+    again = world.step(state)
+    assert isinstance(again, Ranking)
+    (work,) = machine.work_of(state, world.config)
+    assert again.search.current.weights != state.search.current.weights
+    assert again.search.trained_key == work.key
+    assert again.search.recovered_after == len(state.search.decisions)
+    assert again.search.stopped_by == "" and again.search.train_s > state.search.train_s
+    assert "above the floor: the search goes on" in world.messages[-1]
+    finishing = world.go_on(again, FinishTraining)
+    assert machine.work_of(finishing, world.config) == (), "no step since: it is trained already"
+    assert isinstance(world.step(finishing), FinishTuning)
+
+
+def test_the_search_does_not_go_on_where_a_budget_ended_it_or_nothing_is_to_spare() -> None:
+    world = World(fake_world.config(budget={"max_rounds": 2}))
+    state = world.until(FinishTraining)
+    assert isinstance(state, FinishTraining) and not state.search.ended_by_itself
+    assert machine.work_of(state, world.config) != ()
+    assert isinstance(world.step(state), FinishTuning)
+
+    world = World(fake_world.config())
+    state = world.until(FinishTraining)
+    assert isinstance(state, FinishTraining)
+    barely = fake_world.network(state.search.current.structure, state.search.floor + 0.001)
+    following = world.step(state, {"fine_tune": FineTuned(network=barely)})
+    assert isinstance(following, FinishTuning) and following.final == barely
+
+
+def test_the_papers_search_does_not_go_on() -> None:
+    paper = {"max_accuracy_drop": 0.03, "policy": "paper"}
+    world = World(fake_world.config(prune=paper))
+    assert isinstance(world.step(world.until(FinishTraining)), FinishTuning)
+
+
 def test_the_rivals_get_the_final_networks_trials() -> None:
     world = World(fake_world.config(compare_uniform=0.5))
     state = world.until(FinishTuning)

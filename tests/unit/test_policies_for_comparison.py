@@ -77,6 +77,14 @@ def test_training_that_costs_accuracy_ends_the_climb() -> None:
     assert next_move(4, [True, False, False]) is None
 
 
+def test_the_climb_goes_on_after_a_long_training() -> None:
+    down = [True, False, True, False]  # rung 0, not 1; further training; still not 1
+    assert next_move(4, down) is None
+    assert next_move(4, down, 0, len(down)) == Move(1, recovers=False)
+    assert next_move(4, [*down, True], 0, len(down)) == Move(2, recovers=False)
+    assert next_move(4, [*down, False], 0, len(down)) is None
+
+
 def test_there_is_nothing_to_climb_on_an_empty_ladder() -> None:
     assert next_move(0, []) is None
 

@@ -1,0 +1,154 @@
+"""Cuts of the whole network: where to prune how much, so that most latency goes for least loss.
+
+All widths keep the structure of the programs. Which group gives up its next unit is decided by the
+latency that goes with it, as the measured programs and the multiplications tell, over the rise of
+the loss that is expected: a knapsack filled greedily, after Shen et al., Structural Pruning via
+Latency-Saliency Knapsack (HALP, NeurIPS 2022), section 3. How deep the cut may be is found out by
+halving, on a scale of ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.policies.base import View
+from orchestrator.policies.candidates import candidate_of, open_groups
+from orchestrator.widths import GroupWidths
+from schemas.network import ChannelGroup, Sensitivity
+from schemas.work import Candidate, Tuned
+
+NAME = "the whole network"
+FIRST_SHARES = (0.5, 0.7)
+"""Of the latency: what the first candidates are to keep."""
+_LEAST_CUT = 0.95
+_MOST_OF_A_GROUP = 0.5
+_NO_LOSS = 1e-12
+
+
+def whole_cuts(view: View) -> list[Candidate]:
+    """Candidates that cut all groups at once, none where the accuracy allows no such cut.
+
+    Nor where nothing is known of the groups' sensitivities.
+    """
+    groups, current = view.prepared.groups, view.search.current
+    if not view.sensitivities:
+        return []
+    prunable = [group for group in groups if group.prunable]
+    found, _ = open_groups(prunable, current.structure, view.programs, view.config)
+    dense = {group.group_id: group.channels for group in groups}
+    widths = {**dense, **current.structure.widths}
+    sites = Sites(view.programs, groups)
+    made: dict[str, Candidate] = {}
+    for share in _shares(view, sites, widths):
+        cut = _cut(sites, found, widths, view.losses, share)
+        if cut:
+            candidate = candidate_of("", NAME, current, groups, cut)
+            made.setdefault(candidate.candidate_id, candidate)
+    return [item for item in made.values() if item.candidate_id not in view.tried]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A call: what it costs now, and the groups whose widths it goes with, once for each."""
+
+    cost_ms: float
+    groups: tuple[str, ...]
+
+
+class Sites:
+    """The calls of a network, taken to cost in proportion to their multiplications."""
+
+    def __init__(self, programs: Tuned, groups: Sequence[ChannelGroup]) -> None:
+        """``programs`` are those of the network itself."""
+        kinds = {task.task_id: task.kind for task in programs.table.tasks}
+        costs = {entry.task_id: entry.cost_ms for entry in programs.latencies}
+        self._all = []
+        self._of: dict[str, list[_Site]] = {group.group_id: [] for group in groups}
+        for subgraph in programs.table.subgraphs:
+            module = subgraph.module
+            computes = [g.group_id for g in groups if module in g.producers]
+            reads = [g.group_id for g in groups if module in g.consumers]
+            if kinds.get(subgraph.task_id) == "depthwise":
+                reads = []
+            site = _Site(costs.get(subgraph.task_id, 0.0), (*computes, *reads))
+            self._all.append(site)
+            for name in set(site.groups):
+                self._of[name].append(site)
+
+    def total_ms(self, shares: Mapping[str, float]) -> float:
+        """All calls, where groups keep these shares of the channels they have now."""
+        return _total(self._all, shares)
+
+    def of_ms(self, group: str, shares: Mapping[str, float]) -> float:
+        """The calls that compute or read a group's channels."""
+        return _total(self._of[group], shares)
+
+
+def _total(sites: Sequence[_Site], shares: Mapping[str, float]) -> float:
+    return sum(
+        site.cost_ms * math.prod(shares.get(name, 1.0) for name in site.groups) for site in sites
+    )
+
+
+def _cut(
+    sites: Sites,
+    groups: Sequence[GroupWidths],
+    now: Mapping[str, int],
+    losses: Mapping[str, Sensitivity],
+    share: float,
+) -> dict[str, int]:
+    """Group -> new width, unit by unit until the calls take ``share`` of what they take now.
+
+    Or until there is no unit left to take; no group gives more than half.
+    """
+    least_ms = share * sites.total_ms({})
+    total_ms = sites.total_ms({})
+    shares: dict[str, float] = {}
+    left = {
+        group.group_id: [w for w in group.widths if w >= _MOST_OF_A_GROUP * group.current]
+        for group in groups
+        if group.group_id in losses
+    }
+    while total_ms > least_ms:
+        best: tuple[float, str, float, float] | None = None
+        for name, widths in left.items():
+            if not widths:
+                continue
+            before = shares.get(name, 1.0)
+            after = widths[0] / now[name]
+            gained_ms = sites.of_ms(name, shares) - sites.of_ms(name, {**shares, name: after})
+            risen = losses[name].loss(1.0 - after) - losses[name].loss(1.0 - before)
+            score = gained_ms / max(risen, _NO_LOSS)
+            if best is None or score > best[0]:
+                best = (score, name, after, gained_ms)
+        if best is None:
+            break
+        _, name, after, gained_ms = best
+        shares[name] = after
+        left[name].pop(0)
+        total_ms -= gained_ms
+    return {name: round(part * now[name]) for name, part in shares.items()}
+
+
+def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ...]:
+    """What the candidates are to keep of the latency.
+
+    Between now and the shallowest cut that lost too much since the network was trained for long.
+    """
+    lost = []
+    for decision in view.search.decisions[view.search.recovered_after :]:
+        if decision.task_name == NAME and decision.lost_accuracy:
+            then = {**_dense(view), **decision.structure.widths}
+            kept = sites.total_ms({name: then[name] / now[name] for name in now})
+            lost.append(kept / sites.total_ms({}))
+    deepest = max((share for share in lost if share < 1.0), default=None)
+    if deepest is None:
+        return FIRST_SHARES
+    between = math.sqrt(deepest)
+    return (between,) if between <= _LEAST_CUT else ()
+
+
+def _dense(view: View) -> dict[str, int]:
+    return {group.group_id: group.channels for group in view.prepared.groups}

@@ -1,0 +1,152 @@
+"""Cuts of the whole network: where they cut, and how deep after what has been lost."""
+
+from __future__ import annotations
+
+import math
+
+import fake_world
+import pytest
+
+from orchestrator.policies.base import View
+from orchestrator.policies.candidates import rank_tasks
+from orchestrator.policies.whole import FIRST_SHARES, NAME, Sites, whole_cuts
+from orchestrator.states import Decision, Search
+from schemas.config import PruneConfig
+from schemas.network import Sensitivity, Structure
+from schemas.work import Candidate, Prepared
+
+UNIT = 4
+
+
+def sensitivity(group: str, whole: float) -> Sensitivity:
+    """A loss that rises in proportion with what is removed, up to ``whole``."""
+    parts = Sensitivity.PARTS
+    return Sensitivity(group_id=group, losses=tuple(whole * i / parts for i in range(parts + 1)))
+
+
+def view(
+    *decisions: Decision,
+    structure: Structure | None = None,
+    recovered_after: int = 0,
+    losses: dict[str, float] | None = None,
+) -> View:
+    network = fake_world.network(structure)
+    tuned = fake_world.tuned(network.structure, "host", unit=UNIT)
+    costs = dict.fromkeys(fake_world.LAYERS, 1.0) if losses is None else losses
+    return View(
+        search=Search(
+            prepare_key="prepare",
+            dense=fake_world.network(),
+            uniform=None,
+            floor=0.9,
+            current=network,
+            trained_key="prepare",
+            tuned_key="tuned",
+            decisions=decisions,
+            recovered_after=recovered_after,
+        ),
+        ranking=rank_tasks(tuned),
+        programs=tuned,
+        prepared=Prepared(dense=fake_world.network(), groups=fake_world.groups()),
+        config=PruneConfig(max_accuracy_drop=0.05),
+        sensitivities=[sensitivity(group, whole) for group, whole in costs.items()],
+    )
+
+
+def kept(candidate: Candidate, structure: Structure | None = None) -> float:
+    """The share of the latency that is left."""
+    before = fake_world.tuned(structure or Structure(), "host").sum_ms
+    return fake_world.tuned(candidate.structure, "host").sum_ms / before
+
+
+def lost(candidate: Candidate) -> Decision:
+    return Decision(
+        round=1,
+        candidate_id=candidate.candidate_id,
+        task_id=candidate.task_id,
+        task_name=candidate.task_name,
+        groups=candidate.groups,
+        structure=candidate.structure,
+        screen_key="screened",
+        fine_tune_key="trained",
+        accepted=False,
+        reason="below the floor",
+    )
+
+
+def test_the_first_cuts_keep_what_they_are_to_keep_of_the_latency() -> None:
+    found = whole_cuts(view())
+    assert [item.task_name for item in found] == [NAME, NAME]
+    for candidate, share in zip(found, FIRST_SHARES, strict=True):
+        assert share - 0.1 < kept(candidate) <= share
+
+
+def test_widths_keep_the_programs_structure_and_half_of_each_group() -> None:
+    for candidate in whole_cuts(view()):
+        for group, width in candidate.structure.widths.items():
+            assert width % UNIT == 0 and width >= fake_world.LAYERS[group] / 2
+
+
+def test_groups_give_where_most_latency_goes_for_least_loss() -> None:
+    _, weak = whole_cuts(view(losses={"stem": 1.0, "fragile": 1e3, "flat": 1.0, "deep": 1.0}))
+    assert "fragile" not in weak.structure.widths
+    _, weak = whole_cuts(view(losses={"stem": 1.0, "fragile": 1e-9, "flat": 1.0, "deep": 1.0}))
+    assert weak.structure.widths["fragile"] == fake_world.LAYERS["fragile"] / 2
+
+
+def test_without_sensitivities_there_is_none() -> None:
+    assert whole_cuts(view(losses={})) == []
+
+
+def test_after_a_loss_the_next_cut_lies_half_way_on_a_scale_of_ratios() -> None:
+    first = whole_cuts(view())[0]
+    (between,) = whole_cuts(view(lost(first)))
+    assert kept(between) == pytest.approx(math.sqrt(kept(first)), abs=0.06)
+    assert kept(between) <= math.sqrt(kept(first))
+    (closer,) = whole_cuts(view(lost(first), lost(between)))
+    assert kept(closer) > kept(between)
+
+
+def test_the_halving_ends() -> None:
+    decisions: list[Decision] = []
+    while found := whole_cuts(view(*decisions)):
+        decisions += [lost(candidate) for candidate in found]
+        assert len(decisions) < 10
+    assert kept_by(decisions[-1]) < 1.0
+
+
+def kept_by(decision: Decision) -> float:
+    whole = fake_world.tuned(Structure(), "host").sum_ms
+    return fake_world.tuned(decision.structure, "host").sum_ms / whole
+
+
+def test_what_was_lost_from_a_wider_network_still_bounds_a_narrower_one() -> None:
+    first, weak = whole_cuts(view())
+    (following,) = whole_cuts(view(lost(first), structure=weak.structure))
+    assert kept(first) < kept(following) < kept(weak)
+
+
+def test_after_a_long_training_losses_before_it_are_forgotten() -> None:
+    decisions = [lost(candidate) for candidate in whole_cuts(view())]
+    again = whole_cuts(view(*decisions, recovered_after=len(decisions)))
+    assert again == []  # the same network: the same candidates, which have been tried
+    other = Structure(widths={"deep": 28})
+    found = whole_cuts(view(*decisions, structure=other, recovered_after=len(decisions)))
+    assert len(found) == len(FIRST_SHARES)
+
+
+def test_a_depthwise_call_goes_with_its_width_once() -> None:
+    tuned = fake_world.tuned(Structure(), "host")
+    tasks = tuple(task.model_copy(update={"kind": "depthwise"}) for task in tuned.table.tasks)
+    groups = [
+        group.model_copy(update={"producers": ("deep", "head"), "consumers": ("head",)})
+        for group in fake_world.groups()
+        if group.group_id == "deep"
+    ]
+    for kinds, power in ((tuned.table.tasks, 2), (tasks, 1)):
+        table = tuned.table.model_copy(update={"tasks": kinds})
+        sites = Sites(tuned.model_copy(update={"table": table}), groups)
+        before = {s.module: s.task_id for s in table.subgraphs}
+        costs = [tuned.latency(before[name]).cost_ms for name in ("deep", "head")]
+        expected = 0.5 * costs[0] + 0.5**power * costs[1]
+        assert sites.of_ms("deep", {"deep": 0.5}) == pytest.approx(expected)
