@@ -175,7 +175,7 @@ def screened(state: Screening, outcomes: Outcomes, config: RunConfig, clock: Clo
     choice = POLICIES[config.prune.policy].choose(pairs, config.prune)
     found = with_decisions(
         with_screenings(state.search, [screened for _, screened in pairs]),
-        [rejected(state, rejection, config) for rejection in choice.rejected],
+        [rejected(state, item, config, not_faster=True) for item in choice.rejected],
     )
     if not choice.chosen:
         return back(state, found, state.candidates, (), "no candidate is faster")

@@ -142,6 +142,7 @@ def decision_of(
     reason: str,
     trained: bool = False,
     compare_key: str | None = None,
+    not_faster: bool = False,
 ) -> Decision:
     """What was decided about a candidate, with the keys of the work that was done for it."""
     screens = POLICIES[config.prune.policy].screening is not None
@@ -156,6 +157,7 @@ def decision_of(
         fine_tune_key=fine_tuning(candidate, config).key if trained else None,
         compare_key=compare_key,
         accepted=accepted,
+        not_faster=not_faster,
         reason=reason,
     )
 
@@ -166,6 +168,7 @@ def rejected(
     config: RunConfig,
     *,
     trained: bool = False,
+    not_faster: bool = False,
 ) -> Decision:
     """A candidate that was not accepted."""
     return decision_of(
@@ -175,6 +178,7 @@ def rejected(
         accepted=False,
         reason=rejection.reason,
         trained=trained,
+        not_faster=not_faster,
     )
 
 

@@ -38,6 +38,9 @@ class Decision(Schema):
     fine_tune_key: str | None = None
     compare_key: str | None = None
     accepted: bool
+    not_faster: bool = Field(
+        default=False, description="Refused by its programs, or compared with its parent."
+    )
     reason: str
 
     @property

@@ -116,6 +116,7 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
             trained=True,
             compare_key=keys[name],
             accepted=name == verdict.accepted,
+            not_faster=name in verdict.not_faster,
             reason=verdict.reasons[name],
         )
         for item in state.contenders

@@ -122,7 +122,7 @@ def quick(base: RunConfig) -> RunConfig:
             "retune_trials_per_task": min(base.tune.retune_trials_per_task, 4),
             "transplant_variants": min(base.tune.transplant_variants, 2),
         },
-        "budget": {"max_rounds": min(base.budget.max_rounds, 4)},
+        "budget": {"max_rounds": min(base.budget.max_rounds, 8)},
     }
     if base.data.synthetic:
         few = {"train": 2000, "validation": 1000, "test": 1000}

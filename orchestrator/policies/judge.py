@@ -18,10 +18,11 @@ ACCURACY_GRAIN = 0.005
 
 
 class Verdict(Schema):
-    """The accepted candidate, if any, and the reason of each."""
+    """The accepted candidate, if any, and the reason of each; which were not faster."""
 
     accepted: str | None
     reasons: dict[str, str]
+    not_faster: tuple[str, ...] = ()
 
 
 def judge(
@@ -37,6 +38,7 @@ def judge(
     passing: list[tuple[float, float, str]] = []
     told: dict[str, str] = {}
     reasons: dict[str, str] = {}
+    not_faster: list[str] = []
     for contender, comparison in contenders:
         name = contender.candidate.candidate_id
         verdict = latency_gate(comparison, config.step_latency_ratio, config.confidence)
@@ -46,6 +48,7 @@ def judge(
         )
         if not verdict.passed:
             reasons[name] = f"measured at {measured}: above {config.step_latency_ratio:g}"
+            not_faster.append(name)
             continue
         gained = -math.log(verdict.ratio)
         lost = max(0.0, parent_val_accuracy - contender.network.val_accuracy)
@@ -59,7 +62,9 @@ def judge(
             else f"passed at {told[name]}, but gains {-score:.3g} per accuracy lost "
             f"against {-passing[0][0]:.3g} of the accepted one"
         )
-    return Verdict(accepted=passing[0][2] if passing else None, reasons=reasons)
+    return Verdict(
+        accepted=passing[0][2] if passing else None, reasons=reasons, not_faster=tuple(not_faster)
+    )
 
 
 def pointless(waiting: Sequence[Candidate], failed: Sequence[Rejection]) -> list[Rejection]:

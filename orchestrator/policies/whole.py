@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from orchestrator.policies.base import View
 from orchestrator.policies.candidates import candidate_of, open_groups
+from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
 from schemas.network import ChannelGroup, Sensitivity
 from schemas.work import Candidate, Tuned
@@ -40,6 +41,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     dense = {group.group_id: group.channels for group in groups}
     widths = {**dense, **current.structure.widths}
     sites = Sites(view.programs, groups)
+    found = [_without(group, _not_faster(view.search.decisions)) for group in found]
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):
         cut = _cut(sites, found, widths, view.losses, share)
@@ -47,6 +49,21 @@ def whole_cuts(view: View) -> list[Candidate]:
             candidate = candidate_of("", NAME, current, groups, cut)
             made.setdefault(candidate.candidate_id, candidate)
     return [item for item in made.values() if item.candidate_id not in view.tried]
+
+
+def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
+    """Groups with widths that were no faster when they were cut for a single task."""
+    return {
+        (group, decision.structure.widths[group])
+        for decision in decisions
+        if decision.not_faster and decision.task_name != NAME
+        for group in decision.groups
+    }
+
+
+def _without(group: GroupWidths, refused: set[tuple[str, int]]) -> GroupWidths:
+    widths = tuple(width for width in group.widths if (group.group_id, width) not in refused)
+    return group.model_copy(update={"widths": widths})
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,22 @@ def test_after_a_loss_the_next_cut_lies_half_way_on_a_scale_of_ratios() -> None:
     assert kept(closer) > kept(between)
 
 
+def test_widths_that_were_no_faster_by_themselves_are_left_out() -> None:
+    first = whole_cuts(view())[0]
+    assert first.structure.widths == {"flat": 24, "fragile": 24}
+    slow = lost(first).model_copy(
+        update={
+            "task_name": "flat_32_48",
+            "groups": ("flat",),
+            "fine_tune_key": None,
+            "not_faster": True,
+        }
+    )
+    again = whole_cuts(view(slow))[0].structure.widths
+    assert again["flat"] == 28
+    assert again["fragile"] <= 24, "that was not what was cut"
+
+
 def test_the_halving_ends() -> None:
     decisions: list[Decision] = []
     while found := whole_cuts(view(*decisions)):
