@@ -14,7 +14,7 @@ from device_agents.session import NoDevice
 from device_agents.tracker_wire import TrackerUnreachable
 from orchestrator import driver
 from orchestrator.compare.finals import Finals, measure_finals
-from orchestrator.compare.methods import DENSE, OURS, START, method_config
+from orchestrator.compare.methods import DENSE, OURS, START, Spent, method_config
 from orchestrator.compare.page import render
 from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
@@ -24,6 +24,7 @@ from orchestrator.summary import exported_of, prepared_of
 from schemas.comparison import MethodRow, MethodTable
 from schemas.config import RunConfig, TargetConfig
 from schemas.record import RunRecord
+from schemas.work import FineTuned
 from workers.artifacts import ArtifactStore
 from workers.measuring.gauge import ProgramFailed
 
@@ -64,21 +65,19 @@ def compare(
     start = _run(START, method_config(base, START, folder), report)
     checkpoint = _dense_weights(start, folder)
     records: dict[str, RunRecord] = {}
-    least_candidates = least_trials = 0
+    ours = Spent()
     for method in (OURS, DENSE, *(name for name in methods if name != OURS)):
         config = method_config(
             base,
             method,
             folder,
             checkpoint=checkpoint,
-            least_candidates=least_candidates,
-            least_trials=least_trials,
+            ours=ours,
             original_candidates=original_candidates,
         )
         records[method] = _run(method, config, report)
         if method == OURS:
-            least_candidates = _trained(records[OURS])
-            least_trials = _most_trials(records[OURS])
+            ours = _spent(records[OURS])
     records = {method: records[method] for method in (DENSE, *methods)}
     tables = []
     for target in base.targets:
@@ -136,6 +135,14 @@ def _dense_weights(record: RunRecord, folder: Path) -> Path:
         shutil.copyfile(store.local_path(prepared.dense.weights), path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
     return path
+
+
+def _spent(record: RunRecord) -> Spent:
+    """What the baselines are not to have less of."""
+    seconds = sum(
+        item.outcome.network.train_s for item in record.work if isinstance(item.outcome, FineTuned)
+    )
+    return Spent(_trained(record), _most_trials(record), seconds)
 
 
 def _trained(record: RunRecord) -> int:

@@ -9,12 +9,13 @@ it descends from included. Budgets are shared out between a network's tasks as i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from schemas.config import RunConfig
 
-DENSE, OURS, ORIGINAL = "dense", "ours", "cprune-original"
+DENSE, OURS, NETADAPT, ORIGINAL = "dense", "ours", "netadapt", "cprune-original"
 START = "start"
 """The run that trains the dense network and tunes it for the search; no row of the table."""
 
@@ -41,7 +42,7 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "uniform-l1": {"prune": {"policy": "uniform", "ranking": "l1"}, "budget": _ENDLESS},
     "fpgm": {"prune": {"policy": "uniform", "ranking": "fpgm"}, "budget": _ENDLESS},
     "depgraph-global": {"prune": {"policy": "global", "ranking": "l2"}, "budget": _ENDLESS},
-    "netadapt": {"prune": {"policy": "netadapt"}, "budget": _ENDLESS},
+    NETADAPT: {"prune": {"policy": "netadapt"}, "budget": _ENDLESS},
     ORIGINAL: {"prune": {"policy": "original", **_ORIGINAL}, "budget": _ENDLESS},
     "without structure": {"prune": {"without": ["structure"]}},
     "without transplants": {"prune": {"without": ["transplants"]}},
@@ -52,8 +53,8 @@ BASELINES: tuple[str, ...] = (
     "uniform-l1",
     "fpgm",
     "depgraph-global",
-    "netadapt",
-    "cprune-original",
+    NETADAPT,
+    ORIGINAL,
 )
 ABLATIONS: tuple[str, ...] = (
     "without structure",
@@ -62,6 +63,18 @@ ABLATIONS: tuple[str, ...] = (
     "without retuning",
 )
 PAPER_TRIALS, QUICK_TRIALS = 70, 8
+NETADAPT_TRAINING = 3.0
+"""Times our seconds of training after which NetAdapt is stopped: it trains a candidate for every
+group in every step, for days where nothing stops it."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What ours took: candidates it trained, the most trials of a task, seconds of training."""
+
+    candidates: int = 0
+    trials: int = 0
+    train_s: float = 0.0
 
 
 def method_config(
@@ -70,20 +83,17 @@ def method_config(
     folder: Path,
     *,
     checkpoint: Path | None = None,
-    least_candidates: int = 0,
-    least_trials: int = 0,
+    ours: Spent = Spent(),
     original_candidates: int = 0,
 ) -> RunConfig:
     """The configuration of one method's run, which lies in ``folder``.
 
-    ``checkpoint``: the dense network's weights, for all but the run that trains it.
-    ``least_candidates``: what ours trained, which those that know one ratio for the whole network
-    get too. ``least_trials``: what a task of our final network had at most, which the others'
-    budget has for every task. ``original_candidates``: at which the original algorithm is stopped;
-    0: at its end.
+    ``checkpoint``: the dense network's weights, for all but the run that trains it. ``ours``: the
+    others get no less. ``original_candidates``: at which the original algorithm is stopped; 0: at
+    its end.
     """
     trials = base.tune.trials_per_task
-    final_trials = {START: trials, OURS: 2 * trials}.get(method, max(2 * trials, least_trials))
+    final_trials = {START: trials, OURS: 2 * trials}.get(method, max(2 * trials, ours.trials))
     if method in ABLATIONS:
         final_trials = 2 * trials
     settings: dict[str, Any] = {
@@ -97,7 +107,10 @@ def method_config(
         settings["model"] = {"checkpoint": str(checkpoint)}
     settings = merged(settings, _SETTINGS[method])
     if settings.get("prune", {}).get("policy") in ("uniform", "global"):
-        settings["prune"]["least_candidates"] = least_candidates
+        settings["prune"]["least_candidates"] = ours.candidates
+    if method == NETADAPT:
+        most_s = NETADAPT_TRAINING * ours.train_s
+        settings["budget"] = {**settings["budget"], "max_gpu_hours": most_s / 3600.0}
     if method == ORIGINAL and original_candidates:
         settings["budget"] = {**settings["budget"], "max_rounds": original_candidates}
     return RunConfig.model_validate(merged(base.model_dump(mode="json"), settings))

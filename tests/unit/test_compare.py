@@ -37,7 +37,7 @@ from schemas.comparison import MethodTable
 from schemas.config import RunConfig
 from schemas.record import RunRecord
 from schemas.table import Comparison
-from schemas.work import Exported, FineTuneWork, ScreenWork, TuneWork, Work
+from schemas.work import Exported, FineTuned, FineTuneWork, ScreenWork, TuneWork, Work
 
 REPLAY = [{"name": "host", "device": "replay", "recording": "answers.jsonl"}]
 
@@ -144,6 +144,17 @@ def test_methods_of_one_ratio_get_as_many_candidates_as_ours(whole: Whole) -> No
     ours = next(row for row in table.rows if row.method == OURS)
     for method in ("uniform-l1", "fpgm", "depgraph-global"):
         assert world.record(method).config.prune.least_candidates == ours.trained > 0
+
+
+def test_netadapt_gets_three_times_our_training(whole: Whole) -> None:
+    world, _ = whole
+    ours_s = sum(
+        item.outcome.network.train_s
+        for item in world.record(OURS).work
+        if isinstance(item.outcome, FineTuned)
+    )
+    hours = world.record("netadapt").config.budget.max_gpu_hours
+    assert hours is not None and hours * 3600.0 == pytest.approx(3.0 * ours_s) and ours_s > 0
 
 
 def test_the_original_ends_at_its_limit_and_is_said_to(whole: Whole) -> None:
