@@ -30,6 +30,9 @@ class Candidate(Schema):
     predicted_ms: float | None = Field(
         default=None, description="Sum of its programs by a latency model, before any was measured."
     )
+    expected_loss: float | None = Field(
+        default=None, description="Rise of the loss that the groups' sensitivities let expect."
+    )
 
 
 class _Work(Schema):

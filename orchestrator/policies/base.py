@@ -35,6 +35,15 @@ class View:
         """Candidates that have been decided upon."""
         return {decision.candidate_id for decision in self.search.decisions}
 
+    def with_expected_loss(self, candidate: Candidate) -> Candidate:
+        """The candidate with the rise that the sensitivities let expect, where they are known."""
+        cuts = zip(candidate.groups, candidate.widths_before, candidate.widths_after, strict=True)
+        known = self.losses
+        if any(group not in known for group in candidate.groups):
+            return candidate
+        risen = sum(known[group].loss(1.0 - after / before) for group, before, after in cuts)
+        return candidate.model_copy(update={"expected_loss": risen})
+
     @property
     def losses(self) -> dict[str, Sensitivity]:
         """The sensitivities by group."""

@@ -38,12 +38,15 @@ class Parallel:
             view.config,
         )
         candidates = (*whole_cuts(view), *alone.candidates)
-        return Proposal(candidates=candidates, passed_over=alone.passed_over)
+        return Proposal(
+            candidates=tuple(view.with_expected_loss(candidate) for candidate in candidates),
+            passed_over=alone.passed_over,
+        )
 
     def choose(
         self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig
     ) -> ScreenDecision:
-        """Those with the largest gain, of different tasks first."""
+        """The one with the largest gain, then those with most gain for the loss expected."""
         return choose(screened, config)
 
     def shortlist(self, contenders: Sequence[Contender]) -> list[Contender]:

@@ -50,7 +50,7 @@ class Predictor(Parallel):
             if gain < 1.0 - prune.step_latency_ratio:
                 continue
             taken = sum(1.0 - width / widths[group] for group, width in cut.items())
-            known = candidate.model_copy(update={"predicted_ms": told_ms})
+            known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})
             ranked.append((candidate.task_name, gain / max(taken, 1e-9), known))
         ranked.sort(key=lambda item: (-item[1], item[2].candidate_id))
         chosen = []

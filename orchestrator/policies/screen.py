@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 
 from schemas.base import Schema
 from schemas.config import PruneConfig
 from schemas.work import Candidate, Screened
+
+_LOSS_GRAIN = 0.1
+"""Part of the largest expected loss that is added to each: estimates are no finer."""
 
 
 class Rejection(Schema):
@@ -25,10 +30,11 @@ class ScreenDecision(Schema):
 
 
 def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) -> ScreenDecision:
-    """The candidates with the largest gain, those of different tasks first.
+    """The candidate with the largest gain, then those with most gain for the loss expected.
 
-    A candidate counts as faster when the sum of its programs is at most ``step_latency_ratio`` of
-    its parent's. Equal gains are told apart by ``candidate_id``, so that the choice is repeatable.
+    Where no loss is expected of them, those with the largest gain, of different tasks first. A
+    candidate counts as faster when the sum of its programs is at most ``step_latency_ratio`` of its
+    parent's. Equals are told apart by ``candidate_id``, so that the choice is repeatable.
     """
     rejected: list[Rejection] = []
     faster: list[tuple[float, Candidate]] = []
@@ -45,17 +51,35 @@ def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) 
             )
             reason = f"screened at {found.candidate_ms:.4g} ms, {above}"
         else:
-            faster.append((found.parent_ms - found.candidate_ms, candidate))
+            faster.append((math.log(found.parent_ms / found.candidate_ms), candidate))
             continue
         rejected.append(Rejection(candidate=candidate, reason=reason))
     faster.sort(key=lambda pair: (-pair[0], pair[1].candidate_id))
-    best_of_task: dict[str, Candidate] = {}
-    for _, candidate in faster:
-        best_of_task.setdefault(candidate.task_id, candidate)
-    firsts = list(best_of_task.values())
-    ordered = [*firsts, *(candidate for _, candidate in faster if candidate not in firsts)]
+    ordered = _by_worth(faster) or _by_task(faster)
     return ScreenDecision(
         chosen=tuple(ordered[: config.fine_tuned_per_round]),
         waiting=tuple(ordered[config.fine_tuned_per_round :]),
         rejected=tuple(rejected),
     )
+
+
+def _by_worth(faster: Sequence[tuple[float, Candidate]]) -> list[Candidate]:
+    """The largest gain, then the others by gain over loss; empty where losses are not known."""
+    losses = {item.candidate_id: item.expected_loss for _, item in faster}
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    if len(known) < len(losses) or not faster:
+        return []
+    grain = _LOSS_GRAIN * max(known.values())
+    rest = [
+        (-gain / max(known[item.candidate_id] + grain, sys.float_info.min), item.candidate_id, item)
+        for gain, item in faster[1:]
+    ]
+    return [faster[0][1], *(item for _, _, item in sorted(rest, key=lambda one: one[:2]))]
+
+
+def _by_task(faster: Sequence[tuple[float, Candidate]]) -> list[Candidate]:
+    best_of_task: dict[str, Candidate] = {}
+    for _, candidate in faster:
+        best_of_task.setdefault(candidate.task_id, candidate)
+    firsts = list(best_of_task.values())
+    return [*firsts, *(candidate for _, candidate in faster if candidate not in firsts)]

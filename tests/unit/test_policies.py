@@ -148,6 +148,17 @@ def test_screening_takes_different_tasks_first() -> None:
     assert reasons["e"] == "refused: no transplant"
 
 
+def test_after_the_largest_gain_what_gains_most_for_the_loss_expected_is_trained() -> None:
+    gains = {"deep": (4.0, 9.0), "costly": (7.0, 3.0), "cheap": (8.0, 0.5), "tiny": (9.8, 0.0)}
+    pairs = [
+        (candidate(name).model_copy(update={"expected_loss": loss}), screened(name, after_ms))
+        for name, (after_ms, loss) in gains.items()
+    ]
+    found = choose(pairs, PRUNE)
+    assert [item.candidate_id for item in found.chosen] == ["deep", "cheap"]
+    assert [item.candidate_id for item in found.waiting] == ["costly", "tiny"]
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30])
 @pytest.mark.parametrize("probability", [0.51, 0.9, 0.97, 0.999])
 def test_the_t_distribution(degrees: int, probability: float) -> None:
