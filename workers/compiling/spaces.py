@@ -7,6 +7,7 @@ loops unrolled. There the search chooses the vector factor alone.
 
 from __future__ import annotations
 
+import tvm_ffi
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
@@ -15,6 +16,7 @@ from tvm.s_tir.schedule import SBlockRV
 from workers.compiling.winograd import DATA, OUTPUT, ROWS, TILE
 
 _WIDEST_VECTOR = 32
+_POOLINGS = ("pool_max", "pool_avg", "adaptive_pool_max", "adaptive_pool_avg")
 
 
 def space_generator(module: IRModule) -> ms.SpaceGenerator:
@@ -25,6 +27,19 @@ def space_generator(module: IRModule) -> ms.SpaceGenerator:
     if OUTPUT in names:
         return ms.space_generator.ScheduleFn(_transform_back)
     return ms.space_generator.create("post-order-apply")
+
+
+def _as_it_is(schedule: Schedule, block: SBlockRV) -> list[Schedule]:
+    return [schedule]
+
+
+for _kind in ("cpu", "gpu"):
+    for _pooling in _POOLINGS:
+        # TVM marks poolings for a rule it has only for some targets, and warns at each search that
+        # it is missing. What the rules for the whole workload do with them is all there is to do.
+        tvm_ffi.register_global_func(
+            f"s_tir.meta_schedule.{_kind}.meta_schedule.{_pooling}", _as_it_is
+        )
 
 
 def block_names(module: IRModule) -> tuple[str, ...]:
