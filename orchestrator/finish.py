@@ -85,22 +85,24 @@ def trained(
     """
     found = state.search
     final, message = found.current, "no further long training: the network stays as it is"
+    trained_key, spare = found.trained_key, 0.0
     for work in training(state, config):
         network = get(outcomes, work.key, FineTuned).network
         final, message = _keep(network, found.current, found.floor)
         found = with_trainings(found, [network])
-        spare = final.val_accuracy - found.floor
-        if final is network and _may_go_on(found, config) and spare >= ACCURACY_GRAIN:
-            update = {
-                "current": final,
-                "trained_key": work.key,
-                "recovered_after": len(found.decisions),
-                "set_aside": (),
-                "stopped_by": "",
-            }
-            following = Ranking(target=state.target, search=found.model_copy(update=update))
-            message = f"{message}, {spare:.4f} above the floor: the search goes on"
-            return Transition(next_state=following, message=message)
+        if final is network:
+            trained_key, spare = work.key, network.val_accuracy - found.floor
+    if state.goes_on or (_may_go_on(found, config) and spare >= ACCURACY_GRAIN):
+        update = {
+            "current": final,
+            "trained_key": trained_key,
+            "recovered_after": len(found.decisions),
+            "set_aside": (),
+            "stopped_by": "",
+        }
+        following = Ranking(target=state.target, search=found.model_copy(update=update))
+        message = f"{message}, {spare:.4f} above the floor: the search goes on"
+        return Transition(next_state=following, message=message)
     finished = FinishTuning(target=state.target, search=found, final=final)
     return Transition(next_state=finished, message=message)
 

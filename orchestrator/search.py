@@ -30,6 +30,7 @@ from orchestrator.states import (
     AnyState,
     Failed,
     FineTuning,
+    FinishTraining,
     Preparing,
     Proposing,
     Ranking,
@@ -140,6 +141,10 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
         sensitivities=sensitivities_of(outcomes, found.trained_key),
     )
     proposal = policy.propose(view)
+    if proposal.recovery:
+        recovery = FinishTraining(target=state.target, search=found, goes_on=True)
+        message = "deeper cuts lose too much accuracy: the network is trained for long first"
+        return Transition(next_state=recovery, message=message)
     if not proposal.candidates:
         why = "; ".join(proposal.passed_over) or "no task has a prunable group"
         return stop(state, f"no step is left that pays ({why})", clock)

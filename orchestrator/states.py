@@ -163,6 +163,9 @@ class FinishTraining(_State):
 
     kind: Literal["finish_training"] = "finish_training"
     search: Search
+    goes_on: bool = Field(
+        default=False, description="Whether the search goes on afterwards whatever is regained."
+    )
 
 
 class FinishTuning(_State):

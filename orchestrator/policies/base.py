@@ -8,7 +8,7 @@ from typing import Protocol
 
 from orchestrator.policies.judge import Verdict
 from orchestrator.policies.screen import ScreenDecision
-from orchestrator.states import Contender, RankedTask, Search
+from orchestrator.states import Contender, Decision, RankedTask, Search
 from schemas.base import Schema
 from schemas.config import PruneConfig
 from schemas.network import Sensitivity
@@ -31,6 +31,11 @@ class View:
     """Of the current network's groups."""
 
     @property
+    def since_recovery(self) -> tuple[Decision, ...]:
+        """Decisions since the network was last trained for long."""
+        return self.search.decisions[self.search.recovered_after :]
+
+    @property
     def tried(self) -> set[str]:
         """Candidates that have been decided upon."""
         return {decision.candidate_id for decision in self.search.decisions}
@@ -51,10 +56,14 @@ class View:
 
 
 class Proposal(Schema):
-    """Candidates, and why what was passed over on the way gave none."""
+    """Candidates, and why what was passed over on the way gave none.
+
+    ``recovery``: there are none before the network has been trained for long.
+    """
 
     candidates: tuple[Candidate, ...]
     passed_over: tuple[str, ...] = ()
+    recovery: bool = False
 
 
 class Policy(Protocol):

@@ -8,7 +8,7 @@ from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.judge import Verdict, judge
 from orchestrator.policies.propose import propose
 from orchestrator.policies.screen import ScreenDecision, choose
-from orchestrator.policies.whole import whole_cuts
+from orchestrator.policies.whole import needs_recovery, whole_cuts
 from orchestrator.states import Contender
 from schemas.config import PruneConfig
 from schemas.table import Comparison
@@ -27,7 +27,14 @@ class Parallel:
     recovers = True
 
     def propose(self, view: View) -> Proposal:
-        """Cuts of the whole network, and of the slowest tasks that are not set aside."""
+        """Cuts of the whole network, and of the slowest tasks that are not set aside.
+
+        Where steps were taken and the whole network can be cut no further, it is trained for long
+        before single tasks are cut: what that regains is spent on the whole network again.
+        """
+        whole = whole_cuts(view)
+        if not whole and needs_recovery(view):
+            return Proposal(candidates=(), recovery=True)
         alone = propose(
             view.ranking,
             view.programs,
@@ -37,7 +44,7 @@ class Parallel:
             view.tried,
             view.config,
         )
-        candidates = (*whole_cuts(view), *alone.candidates)
+        candidates = (*whole, *alone.candidates)
         return Proposal(
             candidates=tuple(view.with_expected_loss(candidate) for candidate in candidates),
             passed_over=alone.passed_over,

@@ -10,7 +10,7 @@ from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.latency_model import LatencyModel, predicted_ms, samples_of
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.propose import propose
-from orchestrator.policies.whole import whole_cuts
+from orchestrator.policies.whole import needs_recovery, whole_cuts
 
 DEPTHS = 8
 """Widths of each task that are looked at."""
@@ -27,6 +27,9 @@ class Predictor(Parallel):
 
     def propose(self, view: View) -> Proposal:
         """The candidates with the largest predicted gains."""
+        whole = whole_cuts(view)
+        if not whole and needs_recovery(view):
+            return Proposal(candidates=(), recovery=True)
         prune = view.config
         groups, current = view.prepared.groups, view.search.current
         found = propose(
@@ -38,7 +41,7 @@ class Predictor(Parallel):
             view.tried,
             prune.model_copy(update={"widths_per_task": max(DEPTHS, prune.widths_per_task)}),
         )
-        candidates = (*whole_cuts(view), *found.candidates)
+        candidates = (*whole, *found.candidates)
         model = LatencyModel(samples_of([*view.screened, view.programs]))
         dense = {group.group_id: group.channels for group in groups}
         widths = {**dense, **current.structure.widths}

@@ -51,6 +51,16 @@ def whole_cuts(view: View) -> list[Candidate]:
     return [item for item in made.values() if item.candidate_id not in view.tried]
 
 
+def needs_recovery(view: View) -> bool:
+    """Whether accuracy is what the cuts lack, and steps since the last long training cost some."""
+    stepped = any(decision.accepted for decision in view.since_recovery)
+    return stepped and bool(_lost_whole_cuts(view))
+
+
+def _lost_whole_cuts(view: View) -> list[Decision]:
+    return [item for item in view.since_recovery if item.task_name == NAME and item.lost_accuracy]
+
+
 def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
     """Groups with widths that were no faster when they were cut for a single task."""
     return {
@@ -155,11 +165,10 @@ def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ..
     Between now and the shallowest cut that lost too much since the network was trained for long.
     """
     lost = []
-    for decision in view.search.decisions[view.search.recovered_after :]:
-        if decision.task_name == NAME and decision.lost_accuracy:
-            then = {**_dense(view), **decision.structure.widths}
-            kept = sites.total_ms({name: then[name] / now[name] for name in now})
-            lost.append(kept / sites.total_ms({}))
+    for decision in _lost_whole_cuts(view):
+        then = {**_dense(view), **decision.structure.widths}
+        kept = sites.total_ms({name: then[name] / now[name] for name in now})
+        lost.append(kept / sites.total_ms({}))
     deepest = max((share for share in lost if share < 1.0), default=None)
     if deepest is None:
         return FIRST_SHARES

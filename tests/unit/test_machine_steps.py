@@ -28,7 +28,7 @@ from orchestrator.states import (
     kind_of,
 )
 from orchestrator.transition import Clock, IllegalTransition, Transition
-from schemas.network import Structure
+from schemas.network import Sensitivity, Structure
 from schemas.work import (
     FineTuned,
     FineTuneWork,
@@ -196,6 +196,31 @@ def test_the_search_does_not_go_on_where_a_budget_ended_it_or_nothing_is_to_spar
     barely = fake_world.network(state.search.current.structure, state.search.floor + 0.001)
     following = world.step(state, {"fine_tune": FineTuned(network=barely)})
     assert isinstance(following, FinishTuning) and following.final == barely
+
+
+def test_a_recovery_is_a_long_training_in_the_middle_of_the_search() -> None:
+    """Cuts of the whole network that take from ``fragile`` lose, a step of ``deep`` is taken."""
+    losses = {"deep": 0.1, "fragile": 0.2}
+    parts = Sensitivity.PARTS
+    sensitivities = tuple(
+        Sensitivity(group_id=name, losses=tuple(loss * i for i in range(parts + 1)))
+        for name, loss in losses.items()
+    )
+    prepared = Prepared(
+        dense=fake_world.network(), groups=fake_world.groups(), sensitivities=sensitivities
+    )
+    world, state = World(fake_world.config()), machine.start("host")
+    following: AnyState = state
+    while not isinstance(following, FinishTraining):
+        following = world.step(following, {"prepare": prepared})
+    assert following.goes_on and following.search.stopped_by == ""
+    assert any(item.lost_accuracy for item in following.search.decisions)
+    assert "trained for long first" in world.messages[-1]
+    (work,) = machine.work_of(following, world.config)
+    barely = fake_world.network(following.search.current.structure, following.search.floor)
+    again = world.step(following, {"fine_tune": FineTuned(network=barely)})
+    assert isinstance(again, Ranking), "it goes on whatever was regained"
+    assert again.search.current == barely and again.search.trained_key == work.key
 
 
 def test_the_papers_search_does_not_go_on() -> None:

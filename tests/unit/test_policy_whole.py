@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.policies.base import View
 from orchestrator.policies.candidates import rank_tasks
-from orchestrator.policies.whole import FIRST_SHARES, NAME, Sites, whole_cuts
+from orchestrator.policies.parallel import Parallel
+from orchestrator.policies.whole import FIRST_SHARES, NAME, Sites, needs_recovery, whole_cuts
 from orchestrator.states import Decision, Search
 from schemas.config import PruneConfig
 from schemas.network import Sensitivity, Structure
@@ -149,6 +150,19 @@ def test_after_a_long_training_losses_before_it_are_forgotten() -> None:
     other = Structure(widths={"deep": 28})
     found = whole_cuts(view(*decisions, structure=other, recovered_after=len(decisions)))
     assert len(found) == len(FIRST_SHARES)
+
+
+def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:
+    failed: list[Decision] = []
+    while found := whole_cuts(view(*failed)):
+        failed += [lost(candidate) for candidate in found]
+    taken = failed[-1].model_copy(update={"accepted": True})
+    assert not needs_recovery(view(*failed)), "nothing was taken: there is nothing to regain"
+    assert not needs_recovery(view(taken)), "nothing was lost"
+    assert needs_recovery(view(*failed, taken))
+    assert Parallel().propose(view(*failed, taken)).recovery
+    after = view(*failed, taken, recovered_after=len(failed) + 1)
+    assert not needs_recovery(after) and not Parallel().propose(after).recovery
 
 
 def test_a_depthwise_call_goes_with_its_width_once() -> None:
