@@ -333,7 +333,7 @@ def _training_kind(record: RunRecord, work: object) -> str:
     if isinstance(work, UniformWork):
         return "uniform network"
     if isinstance(work, FineTuneWork) and work.epochs == record.config.fine_tune.long_epochs:
-        return "final network"
+        return "long fine-tuning"
     return "candidates"
 
 
