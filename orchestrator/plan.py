@@ -137,10 +137,10 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     together = prune.tasks_per_round > 1
     candidates = (prune.tasks_per_round + together) * prune.widths_per_task
     trained = min(prune.fine_tuned_per_round, candidates)
-    waves = -(-trained // fine.max_parallel)
+    epochs = fine.long_epochs + (trained - 1) * fine.short_epochs
     one = _sum(
         _times(SCREEN_S, candidates * targets),
-        _times(epoch, fine.short_epochs * waves * targets),
+        _times(epoch, epochs / min(trained, fine.max_parallel) * targets),
         _times(COMPARE_S, trained * targets),
         _times(PROGRAM_S, 2 * tune.retune_trials_per_task * targets),
     )
@@ -148,7 +148,7 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
         "search",
         f"up to {count(config.budget.max_rounds, 'round')}, each: "
         f"{count(candidates, 'candidate')} screened, {trained} fine-tuned for "
-        f"{count(fine.short_epochs, 'epoch')} and compared",
+        f"{fine.short_epochs} or {count(fine.long_epochs, 'epoch')} and compared",
         _product(rounds, one),
     )
     extra = max(0, tune.final_trials_per_task - tune.trials_per_task)

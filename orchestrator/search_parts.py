@@ -69,12 +69,14 @@ def screenings_so_far(found: Search, config: RunConfig) -> tuple[str, ...]:
 
 
 def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
-    """The short training of one candidate; the same for every target that asks for it."""
+    """The training of one candidate; the same for every target that asks for it."""
+    recipe = config.fine_tune
+    is_long = candidate.long_training
     return FineTuneWork(
         parent=candidate.parent,
         structure=candidate.structure,
-        epochs=config.fine_tune.short_epochs,
-        learning_rate=config.fine_tune.short_learning_rate,
+        epochs=recipe.long_epochs if is_long else recipe.short_epochs,
+        learning_rate=recipe.long_learning_rate if is_long else recipe.short_learning_rate,
     )
 
 

@@ -140,10 +140,14 @@ class FineTuneConfig(Section):
     schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
 
     short_epochs: int = Field(
-        default=2, ge=0, description="Epochs a candidate gets before it is judged."
+        default=2, ge=0, description="Epochs before a candidate for single tasks is judged."
     )
     short_learning_rate: float = Field(default=0.02, gt=0.0)
-    long_epochs: int = Field(default=8, ge=0, description="Epochs the final network gets.")
+    long_epochs: int = Field(
+        default=8,
+        ge=0,
+        description="Epochs of the final network, and before a cut of the whole network is judged.",
+    )
     long_learning_rate: float = Field(default=0.02, gt=0.0)
     max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
 

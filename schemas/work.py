@@ -27,6 +27,9 @@ class Candidate(Schema):
     groups: tuple[str, ...]
     widths_before: tuple[int, ...]
     widths_after: tuple[int, ...]
+    long_training: bool = Field(
+        default=False, description="Whether it is trained as long as the final network is."
+    )
     predicted_ms: float | None = Field(
         default=None, description="Sum of its programs by a latency model, before any was measured."
     )

@@ -126,10 +126,10 @@ def with_trials(base: RunConfig, trials: int) -> RunConfig:
 def quick(base: RunConfig) -> RunConfig:
     """The quick form: few images, epochs, rounds and trials. Its figures prove little."""
     changes: dict[str, Any] = {
-        "train": {"epochs": min(base.train.epochs, 6)},
+        "train": {"epochs": min(base.train.epochs, 8)},
         "fine_tune": {
             "short_epochs": min(base.fine_tune.short_epochs, 1),
-            "long_epochs": min(base.fine_tune.long_epochs, 2),
+            "long_epochs": min(base.fine_tune.long_epochs, 3),
         },
         "tune": {
             "retune_trials_per_task": min(base.tune.retune_trials_per_task, 4),

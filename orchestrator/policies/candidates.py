@@ -80,6 +80,8 @@ def candidate_of(
     parent: Trained,
     groups: Sequence[ChannelGroup],
     cut: Mapping[str, int],
+    *,
+    long_training: bool = False,
 ) -> Candidate:
     """The parent with the widths of ``cut``. ``task_id`` and ``name`` say what it was made for."""
     dense = {group.group_id: group.channels for group in groups}
@@ -94,4 +96,5 @@ def candidate_of(
         groups=tuple(cut),
         widths_before=tuple(before.get(group, dense[group]) for group in cut),
         widths_after=tuple(cut.values()),
+        long_training=long_training,
     )

@@ -50,7 +50,9 @@ class Ladder(Parallel):
         name, structure = rungs[move.rung]
         name = f"{name}, trained further" if move.recovers else name
         current = view.search.current
-        made = candidate_of("", name, current, view.prepared.groups, structure.widths)
+        made = candidate_of(
+            "", name, current, view.prepared.groups, structure.widths, long_training=True
+        )
         return Proposal(candidates=(made,))
 
 

@@ -46,7 +46,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     for share in _shares(view, sites, widths):
         cut = _cut(sites, found, widths, view.losses, share)
         if cut:
-            candidate = candidate_of("", NAME, current, groups, cut)
+            candidate = candidate_of("", NAME, current, groups, cut, long_training=True)
             made.setdefault(candidate.candidate_id, candidate)
     return [item for item in made.values() if item.candidate_id not in view.tried]
 

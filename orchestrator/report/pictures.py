@@ -332,7 +332,7 @@ def _training_kind(record: RunRecord, work: object) -> str:
         return "dense network"
     if isinstance(work, UniformWork):
         return "uniform network"
-    if isinstance(work, FineTuneWork) and work.epochs == record.config.fine_tune.long_epochs:
+    if isinstance(work, FineTuneWork) and work.structure == work.parent.structure:
         return "long fine-tuning"
     return "candidates"
 

@@ -287,7 +287,7 @@ def test_the_quick_form_is_smaller_in_everything() -> None:
     config = base(data={"name": "drawn"}, fine_tune={"short_epochs": 4, "long_epochs": 9})
     small = quick(config)
     assert small.data.arguments["train"] == 2000
-    assert small.fine_tune.short_epochs == 1 and small.fine_tune.long_epochs == 2
+    assert small.fine_tune.short_epochs == 1 and small.fine_tune.long_epochs == 3
     assert small.tune.trials_per_task == 8 and small.budget.max_rounds == 8
 
 

@@ -78,6 +78,7 @@ def lost(candidate: Candidate) -> Decision:
 def test_the_first_cuts_keep_what_they_are_to_keep_of_the_latency() -> None:
     found = whole_cuts(view())
     assert [item.task_name for item in found] == [NAME, NAME]
+    assert all(item.long_training for item in found)
     for candidate, share in zip(found, FIRST_SHARES, strict=True):
         assert share - 0.1 < kept(candidate) <= share
 
