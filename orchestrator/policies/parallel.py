@@ -29,8 +29,8 @@ class Parallel:
     def propose(self, view: View) -> Proposal:
         """Cuts of the whole network, and of the slowest tasks that are not set aside.
 
-        Where steps were taken and the whole network can be cut no further, it is trained for long
-        before single tasks are cut: what that regains is spent on the whole network again.
+        Where a single task was cut last and the accuracy allows no cut of the whole network, it is
+        trained for long first: what that regains is spent on the whole network again.
         """
         whole = whole_cuts(view)
         if not whole and needs_recovery(view):
