@@ -101,7 +101,8 @@ def trained(
             "stopped_by": "",
         }
         following = Ranking(target=state.target, search=found.model_copy(update=update))
-        message = f"{message}, {spare:.4f} above the floor: the search goes on"
+        above = f", {spare:.4f} above the floor" if spare else ""
+        message = f"{message}{above}: the search goes on"
         return Transition(next_state=following, message=message)
     finished = FinishTuning(target=state.target, search=found, final=final)
     return Transition(next_state=finished, message=message)
