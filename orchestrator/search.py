@@ -178,9 +178,23 @@ def screened(state: Screening, outcomes: Outcomes, config: RunConfig, clock: Clo
         for candidate in state.candidates
     ]
     choice = POLICIES[config.prune.policy].choose(pairs, config.prune)
+    slower = {screened.candidate_id: screened.slower for _, screened in pairs}
     found = with_decisions(
         with_screenings(state.search, [screened for _, screened in pairs]),
-        [rejected(state, item, config, not_faster=True) for item in choice.rejected],
+        [
+            rejected(
+                state,
+                item,
+                config,
+                not_faster=True,
+                slower=tuple(
+                    group
+                    for group in item.candidate.groups
+                    if group in slower[item.candidate.candidate_id]
+                ),
+            )
+            for item in choice.rejected
+        ],
     )
     if not choice.chosen:
         return back(state, found, state.candidates, (), "no candidate is faster")

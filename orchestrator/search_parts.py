@@ -145,6 +145,7 @@ def decision_of(
     trained: bool = False,
     compare_key: str | None = None,
     not_faster: bool = False,
+    slower: tuple[str, ...] = (),
 ) -> Decision:
     """What was decided about a candidate, with the keys of the work that was done for it."""
     screens = POLICIES[config.prune.policy].screening is not None
@@ -160,6 +161,7 @@ def decision_of(
         compare_key=compare_key,
         accepted=accepted,
         not_faster=not_faster,
+        slower=slower,
         reason=reason,
     )
 
@@ -171,6 +173,7 @@ def rejected(
     *,
     trained: bool = False,
     not_faster: bool = False,
+    slower: tuple[str, ...] = (),
 ) -> Decision:
     """A candidate that was not accepted."""
     return decision_of(
@@ -181,6 +184,7 @@ def rejected(
         reason=rejection.reason,
         trained=trained,
         not_faster=not_faster,
+        slower=slower,
     )
 
 

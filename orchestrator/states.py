@@ -41,6 +41,9 @@ class Decision(Schema):
     not_faster: bool = Field(
         default=False, description="Refused by its programs, or compared with its parent."
     )
+    slower: tuple[str, ...] = Field(
+        default=(), description="Of its groups, those whose first call took longer than before."
+    )
     reason: str
 
     @property

@@ -230,6 +230,9 @@ class Screened(Schema):
     refused: str = Field(default="", description="Why there is no transplant.")
     parent_ms: float = Field(ge=0.0, description="Sum of the parent's programs.")
     candidate_ms: float = Field(ge=0.0, description="Sum of the candidate's programs.")
+    slower: tuple[str, ...] = Field(
+        default=(), description="Torch modules whose call takes longer than the parent's."
+    )
 
 
 class FineTuned(Schema):

@@ -62,12 +62,13 @@ def _lost_whole_cuts(view: View) -> list[Decision]:
 
 
 def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
-    """Groups with widths that were no faster when they were cut for a single task."""
+    """Groups with widths that were no faster: when they were cut for a single task, or in a cut of
+    the whole network that was not, for some of its groups."""
     return {
         (group, decision.structure.widths[group])
         for decision in decisions
-        if decision.not_faster and decision.task_name != NAME
-        for group in decision.groups
+        if decision.not_faster
+        for group in (decision.slower if decision.task_name == NAME else decision.groups)
     }
 
 

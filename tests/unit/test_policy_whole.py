@@ -125,6 +125,16 @@ def test_widths_that_were_no_faster_by_themselves_are_left_out() -> None:
     assert again["fragile"] <= 24, "that was not what was cut"
 
 
+def test_groups_that_made_a_cut_of_the_whole_slower_are_left_out_of_the_next() -> None:
+    first = whole_cuts(view())[0]
+    screened = lost(first).model_copy(
+        update={"fine_tune_key": None, "not_faster": True, "slower": ("fragile",)}
+    )
+    again = whole_cuts(view(screened))[0].structure.widths
+    assert again["flat"] == first.structure.widths["flat"]
+    assert again.get("fragile") != first.structure.widths["fragile"]
+
+
 def test_the_halving_ends() -> None:
     decisions: list[Decision] = []
     while found := whole_cuts(view(*decisions)):

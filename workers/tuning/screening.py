@@ -169,16 +169,21 @@ class Screener:
         }
         costs = {**by_themselves, **work.costs_ms}
         parent_ms = sum(costs[task_id] * parent.table.weight(task_id) for task_id in parents)
-        own = self._tuner.stored(bundle)
+        found = self._tuner.stored(bundle)
         origins = _origins(parent, bundle)
         estimates = {  # of a task that did not change, its cost as it was
             task_id: costs[origins[task_id]]
-            * _share_of_origin(own[task_id], parents[origins[task_id]])
+            * _share_of_origin(found[task_id], parents[origins[task_id]])
             for task_id in bundle.task_ids
         }
         candidate_ms = sum(
             estimates[task_id] * bundle.table.weight(task_id) for task_id in bundle.task_ids
         )
+        slower = [
+            own.module
+            for own, before in zip(bundle.table.subgraphs, parent.table.subgraphs, strict=True)
+            if own.module is not None and estimates[own.task_id] > costs[before.task_id]
+        ]
         missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
         names = [bundle.workloads[task_id].task.name for task_id in missing]
         return Screened(
@@ -187,6 +192,7 @@ class Screener:
             refused=f"no transplant of {', '.join(names)} runs" if names else "",
             parent_ms=parent_ms,
             candidate_ms=candidate_ms,
+            slower=tuple(slower),
         )
 
 
