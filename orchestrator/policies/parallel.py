@@ -29,7 +29,7 @@ class Parallel:
     def propose(self, view: View) -> Proposal:
         """Cuts of the whole network, and of the slowest tasks that are not set aside.
 
-        Where a single task was cut last and the accuracy allows no cut of the whole network, it is
+        Where steps were taken and the accuracy allows no further cut of the whole network, it is
         trained for long first: what that regains is spent on the whole network again.
         """
         whole = whole_cuts(view)

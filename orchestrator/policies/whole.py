@@ -52,9 +52,9 @@ def whole_cuts(view: View) -> list[Candidate]:
 
 
 def needs_recovery(view: View) -> bool:
-    """Whether accuracy is what the cuts lack, and the last step was trained for a short while."""
-    steps = [decision for decision in view.since_recovery if decision.accepted]
-    return bool(steps and steps[-1].task_name != NAME and _lost_whole_cuts(view))
+    """Whether accuracy is what the cuts lack, and steps since the last recovery cost some."""
+    stepped = any(decision.accepted for decision in view.since_recovery)
+    return stepped and bool(_lost_whole_cuts(view))
 
 
 def _lost_whole_cuts(view: View) -> list[Decision]:
