@@ -42,7 +42,9 @@ class Decision(Schema):
         default=False, description="Refused by its programs, or compared with its parent."
     )
     slower: tuple[str, ...] = Field(
-        default=(), description="Of its groups, those whose first call took longer than before."
+        default=(),
+        description="Of its groups, those whose first layer took longer than before, or did not "
+        "run.",
     )
     reason: str
 

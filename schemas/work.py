@@ -231,7 +231,8 @@ class Screened(Schema):
     parent_ms: float = Field(ge=0.0, description="Sum of the parent's programs.")
     candidate_ms: float = Field(ge=0.0, description="Sum of the candidate's programs.")
     slower: tuple[str, ...] = Field(
-        default=(), description="Torch modules whose call takes longer than the parent's."
+        default=(),
+        description="Torch modules whose call takes longer than before, or has no program.",
     )
 
 

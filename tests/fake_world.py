@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.dispatch import Finished
 from orchestrator.policies.retry import Failure
+from orchestrator.states import Search
 from schemas.base import content_key
 from schemas.config import RunConfig
 from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
@@ -80,6 +81,22 @@ def network(structure: Structure | None = None, accuracy: float = DENSE_ACCURACY
         train_s=1.0,
         epochs=1,
     )
+
+
+def search(current: Trained | None = None, **changes: object) -> Search:
+    """A search that stands at ``current``, the dense network by default."""
+    dense = network()
+    values: dict[str, object] = {
+        "prepare_key": "prepare",
+        "dense": dense,
+        "uniform": None,
+        "floor": 0.9,
+        "current": current or dense,
+        "trained_key": "prepare",
+        "tuned_key": "tuned",
+        **changes,
+    }
+    return Search.model_validate(values)
 
 
 def measurement(latency_ms: float) -> Measurement:
@@ -192,6 +209,7 @@ def screened(work: ScreenWork) -> Screened:
             refused="no variant of the program builds",
             parent_ms=parent_ms,
             candidate_ms=0.0,
+            slower=("stem",),
         )
     found = tuned(candidate.structure, work.target, trials=2)
     return Screened(

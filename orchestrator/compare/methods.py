@@ -109,7 +109,7 @@ def method_config(
     if settings.get("prune", {}).get("policy") in ("uniform", "global"):
         settings["prune"]["least_candidates"] = ours.candidates
     if method == NETADAPT:
-        most_s = NETADAPT_TRAINING * ours.train_s
+        most_s = max(1.0, NETADAPT_TRAINING * ours.train_s)  # ours may have trained nothing
         settings["budget"] = {**settings["budget"], "max_gpu_hours": most_s / 3600.0}
     if method == ORIGINAL and original_candidates:
         settings["budget"] = {**settings["budget"], "max_rounds": original_candidates}

@@ -17,7 +17,7 @@ from orchestrator.policies.base import View
 from orchestrator.policies.candidates import candidate_of, open_groups
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
-from schemas.network import ChannelGroup, Sensitivity
+from schemas.network import ChannelGroup, Sensitivity, Structure
 from schemas.work import Candidate, Tuned
 
 NAME = "the whole network"
@@ -38,8 +38,7 @@ def whole_cuts(view: View) -> list[Candidate]:
         return []
     prunable = [group for group in groups if group.prunable]
     found, _ = open_groups(prunable, current.structure, view.programs, view.config)
-    dense = {group.group_id: group.channels for group in groups}
-    widths = {**dense, **current.structure.widths}
+    widths = _widths(view, current.structure)
     sites = Sites(view.programs, groups)
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
     made: dict[str, Candidate] = {}
@@ -131,8 +130,8 @@ def _cut(
 
     Or until there is no unit left to take; no group gives more than half.
     """
-    least_ms = share * sites.total_ms({})
     total_ms = sites.total_ms({})
+    least_ms = share * total_ms
     shares: dict[str, float] = {}
     left = {
         group.group_id: [w for w in group.widths if w >= _MOST_OF_A_GROUP * group.current]
@@ -167,15 +166,17 @@ def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ..
     """
     lost = []
     for decision in _lost_whole_cuts(view):
-        then = {**_dense(view), **decision.structure.widths}
+        then = _widths(view, decision.structure)
         kept = sites.total_ms({name: then[name] / now[name] for name in now})
         lost.append(kept / sites.total_ms({}))
-    deepest = max((share for share in lost if share < 1.0), default=None)
-    if deepest is None:
+    shallowest = max((share for share in lost if share < 1.0), default=None)
+    if shallowest is None:
         return FIRST_SHARES
-    between = math.sqrt(deepest)
+    between = math.sqrt(shallowest)
     return (between,) if between <= _LEAST_CUT else ()
 
 
-def _dense(view: View) -> dict[str, int]:
-    return {group.group_id: group.channels for group in view.prepared.groups}
+def _widths(view: View, structure: Structure) -> dict[str, int]:
+    """Group -> channels, of all groups."""
+    dense = {group.group_id: group.channels for group in view.prepared.groups}
+    return {**dense, **structure.widths}

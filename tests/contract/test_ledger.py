@@ -15,7 +15,7 @@ import fake_world
 import pytest
 
 from orchestrator.machine import start
-from orchestrator.states import Done, Preparing, Search, Tuning
+from orchestrator.states import Done, Preparing, Tuning
 from orchestrator.store.base import (
     Ledger,
     LedgerDamaged,
@@ -49,21 +49,8 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     ledger.close()
 
 
-def search() -> Search:
-    dense = fake_world.network()
-    return Search(
-        prepare_key="p",
-        dense=dense,
-        uniform=None,
-        floor=0.9,
-        current=dense,
-        trained_key="p",
-        tuned_key="t",
-    )
-
-
 def tuning() -> Tuning:
-    return Tuning(target="host", search=search())
+    return Tuning(target="host", search=fake_world.search())
 
 
 def record(work: Work | None = None, seconds: float = 1.0) -> WorkRecord:
@@ -138,7 +125,7 @@ class TestContract:
         with pytest.raises(IllegalTransition, match="begins with preparing"):
             ledger.transition("host", 0, tuning(), "", 1.0, 0.0)
         first = ledger.transition("host", 0, start("host"), "", 1.0, 0.0)
-        done = Done(target="host", search=search(), final=fake_world.network())
+        done = Done(target="host", search=fake_world.search(), final=fake_world.network())
         with pytest.raises(IllegalTransition, match="preparing may not be followed by done"):
             ledger.transition("host", first, done, "", 2.0, 0.0)
         assert isinstance(ledger.standings()["host"].state, Preparing)
@@ -320,7 +307,7 @@ def write_for_ever(path: Path) -> None:
     while True:
         name = f"target-{number}"
         first = ledger.transition(name, 0, start(name), "", 0.0, 0.0)
-        state = Tuning(target=name, search=search())
+        state = Tuning(target=name, search=fake_world.search())
         sequence = ledger.transition(name, first, state, "", 0.0, 0.0)
         ledger.add_programs([program(5 * number + index) for index in range(5)])
         print(sequence, flush=True)

@@ -21,6 +21,7 @@ from orchestrator.compare.finals import Finals
 from orchestrator.compare.methods import (
     BASELINES,
     OURS,
+    Spent,
     merged,
     method_config,
     quick,
@@ -279,6 +280,8 @@ def test_a_methods_settings_replace_those_of_the_configuration(tmp_path: Path) -
     assert (original.prune.step_accuracy_ratio, original.prune.step_latency_ratio) == (0.995, 0.99)
     assert original.prune.min_width_fraction == 0.2
     assert original.budget.max_rounds == 5 and original.budget.max_hours > 1000
+    netadapt = method_config(config, "netadapt", tmp_path, ours=Spent())
+    assert netadapt.budget.max_gpu_hours, "ours may have trained nothing"
     ours = method_config(config, OURS, tmp_path)
     assert ours.budget.max_rounds == 2 and ours.prune == config.prune
 

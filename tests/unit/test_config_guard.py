@@ -6,7 +6,7 @@ import fake_world
 import pytest
 
 from orchestrator.machine import start
-from orchestrator.states import Decision, Ranking, Search, Tuning
+from orchestrator.states import Decision, Ranking, Tuning
 from orchestrator.store import config_guard
 from orchestrator.store.base import Ledger
 from orchestrator.store.memory import MemoryLedger
@@ -24,19 +24,6 @@ def record() -> WorkRecord:
     work = PrepareWork()
     outcome = fake_world.outcome_of(work)
     return WorkRecord(work=work, outcome=outcome, finished_at=5.0, seconds=1.0)
-
-
-def search() -> Search:
-    dense = fake_world.network()
-    return Search(
-        prepare_key="p",
-        dense=dense,
-        uniform=None,
-        floor=0.9,
-        current=dense,
-        trained_key="p",
-        tuned_key="t",
-    )
 
 
 def decision() -> Decision:
@@ -76,9 +63,11 @@ def test_the_floor_may_change_until_a_candidate_is_decided(ledger: Ledger) -> No
     ledger.start("a", old, "d", {})
     first = ledger.transition("host", 0, start("host"), "", 1.0, 0.0)
     ledger.add_work(record())
-    second = ledger.transition("host", first, Tuning(target="host", search=search()), "", 2.0, 0.0)
+    second = ledger.transition(
+        "host", first, Tuning(target="host", search=fake_world.search()), "", 2.0, 0.0
+    )
     assert config_guard.admit(ledger, new, "runs/x") == ""
-    decided = search().model_copy(update={"decisions": (decision(),)})
+    decided = fake_world.search().model_copy(update={"decisions": (decision(),)})
     ranking = Ranking(target="host", search=decided)
     ledger.transition("host", second, ranking, "", 3.0, 0.0)
     with pytest.raises(config_guard.ConfigChanged, match=r"prune\.accuracy_floor"):

@@ -8,6 +8,7 @@ from machine_world import CLOCK, World
 
 from orchestrator import machine
 from orchestrator.finish import baseline_trials
+from orchestrator.policies.whole import NAME
 from orchestrator.states import (
     ALLOWED,
     TRANSITIONS,
@@ -198,17 +199,34 @@ def test_the_search_does_not_go_on_where_a_budget_ended_it_or_nothing_is_to_spar
     assert isinstance(following, FinishTuning) and following.final == barely
 
 
+def prepared_with(**losses: float) -> Prepared:
+    """These groups' losses rise with each part that is removed; of the others nothing is known."""
+    steps = range(Sensitivity.PARTS + 1)
+    return Prepared(
+        dense=fake_world.network(),
+        groups=fake_world.groups(),
+        sensitivities=tuple(
+            Sensitivity(group_id=name, losses=tuple(loss * i for i in steps))
+            for name, loss in losses.items()
+        ),
+    )
+
+
+def test_a_group_without_a_transplant_does_not_stop_cuts_of_the_whole() -> None:
+    prepared, world = prepared_with(stem=0.1, deep=0.1), World(fake_world.config())
+    proposed: list[tuple[str, ...]] = []
+    state: AnyState = machine.start("host")
+    while not state.is_terminal and len(proposed) < 2:
+        state = world.step(state, {"prepare": prepared})
+        if isinstance(state, Screening):
+            whole = [item for item in state.candidates if item.task_name == NAME]
+            proposed += [item.groups for item in whole][:1]
+    assert "stem" in proposed[0] and proposed[1] == ("deep",)
+
+
 def test_a_recovery_is_a_long_training_in_the_middle_of_the_search() -> None:
     """Cuts of the whole network that take from ``fragile`` lose, a step of ``deep`` is taken."""
-    losses = {"deep": 0.1, "fragile": 0.2}
-    parts = Sensitivity.PARTS
-    sensitivities = tuple(
-        Sensitivity(group_id=name, losses=tuple(loss * i for i in range(parts + 1)))
-        for name, loss in losses.items()
-    )
-    prepared = Prepared(
-        dense=fake_world.network(), groups=fake_world.groups(), sensitivities=sensitivities
-    )
+    prepared = prepared_with(deep=0.1, fragile=0.2)
     world, state = World(fake_world.config()), machine.start("host")
     following: AnyState = state
     while not isinstance(following, FinishTraining):

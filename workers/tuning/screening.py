@@ -179,12 +179,13 @@ class Screener:
         candidate_ms = sum(
             estimates[task_id] * bundle.table.weight(task_id) for task_id in bundle.task_ids
         )
+        missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
         slower = [
             own.module
             for own, before in zip(bundle.table.subgraphs, parent.table.subgraphs, strict=True)
-            if own.module is not None and estimates[own.task_id] > costs[before.task_id]
+            if own.module is not None
+            and (own.task_id in missing or estimates[own.task_id] > costs[before.task_id])
         ]
-        missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
         names = [bundle.workloads[task_id].task.name for task_id in missing]
         return Screened(
             candidate_id=work.candidate.candidate_id,
