@@ -170,9 +170,10 @@ class Bench:
             raise SystemExit("a measurement does not say that it is simulated")
 
     def _proposed(self) -> Trial:
-        task_id, module = self._workload.task.task_id, self._workload.module
+        workload = self._workload
         search = Search(self._space, population_size=8, generations=1)
-        proposal, *_ = search.propose(task_id, module, [], 1, 0, ms.cost_model.RandomModel())
+        model = ms.cost_model.RandomModel()
+        proposal, *_ = search.propose(workload.task, workload.module, [], 1, 0, model)
         return Trial(proposal.program_id, proposal.trace, proposal.schedule, "search")
 
     def _built(self) -> Library:

@@ -16,7 +16,7 @@ from orchestrator import driver
 from orchestrator.compare.finals import Finals, measure_finals
 from orchestrator.compare.methods import DENSE, OURS, START, Spent, method_config
 from orchestrator.compare.page import render
-from orchestrator.compare.rows import most_trials, table_of
+from orchestrator.compare.rows import mean_trials, most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.store.reader import read_run
@@ -138,26 +138,23 @@ def _dense_weights(record: RunRecord, folder: Path) -> Path:
 
 
 def _spent(record: RunRecord) -> Spent:
-    """What the baselines are not to have less of."""
+    """What the baselines are not to have less of: where there are several targets, the most."""
     seconds = sum(
         item.outcome.network.train_s for item in record.work if isinstance(item.outcome, FineTuned)
     )
-    return Spent(_trained(record), _most_trials(record), seconds)
-
-
-def _trained(record: RunRecord) -> int:
-    """Most candidates that were trained for a target."""
-    return max(
+    trained = (
         sum(step.val_accuracy is not None for step in target.steps) for target in record.targets
     )
-
-
-def _most_trials(record: RunRecord) -> int:
-    """What the most tuned task of a final network had, with those its programs descend from."""
-    return max(
-        most_trials(exported)
+    exported = [
+        found
         for target in record.targets
-        if (exported := exported_of(record, target.target)) is not None
+        if (found := exported_of(record, target.target)) is not None
+    ]
+    return Spent(
+        candidates=max(trained),
+        mean_trials=max(map(mean_trials, exported)),
+        most_trials=max(map(most_trials, exported)),
+        train_s=seconds,
     )
 
 

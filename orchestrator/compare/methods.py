@@ -1,9 +1,10 @@
 """The methods that are compared: each is a run with settings of its own.
 
 All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
-of measured programs. Our final network gets twice the trials of the search for each task; the
-others' budget is, for each task, what the most tuned task of ours had then, those of the programs
-it descends from included. Budgets are shared out between a network's tasks as in any run.
+of measured programs. Our final network gets twice the trials of the search for each task. The
+others get as many trials in all as ours had then, those of the programs it descends from included;
+the dense network for each task as many as the most tuned task of ours. Budgets are shared out
+between a network's tasks as in any run.
 """
 
 from __future__ import annotations
@@ -70,10 +71,12 @@ group in every step, for days where nothing stops it."""
 
 @dataclass(frozen=True)
 class Spent:
-    """What ours took: candidates it trained, the most trials of a task, seconds of training."""
+    """What ours took: candidates it trained; trials for a task of its final network, on average and
+    at most; seconds of training."""
 
     candidates: int = 0
-    trials: int = 0
+    mean_trials: int = 0
+    most_trials: int = 0
     train_s: float = 0.0
 
 
@@ -93,9 +96,12 @@ def method_config(
     its end.
     """
     trials = base.tune.trials_per_task
-    final_trials = {START: trials, OURS: 2 * trials}.get(method, max(2 * trials, ours.trials))
-    if method in ABLATIONS:
+    if method == START:
+        final_trials = trials
+    elif method == OURS or method in ABLATIONS:
         final_trials = 2 * trials
+    else:
+        final_trials = max(2 * trials, ours.most_trials if method == DENSE else ours.mean_trials)
     settings: dict[str, Any] = {
         "run": method.replace(" ", "-"),
         "output": str(folder),
@@ -126,19 +132,19 @@ def with_trials(base: RunConfig, trials: int) -> RunConfig:
 def quick(base: RunConfig) -> RunConfig:
     """The quick form: few images, epochs, rounds and trials. Its figures prove little."""
     changes: dict[str, Any] = {
-        "train": {"epochs": min(base.train.epochs, 8)},
+        "train": {"epochs": min(base.train.epochs, 10)},
         "fine_tune": {
             "short_epochs": min(base.fine_tune.short_epochs, 1),
-            "long_epochs": min(base.fine_tune.long_epochs, 3),
+            "long_epochs": min(base.fine_tune.long_epochs, 4),
         },
         "tune": {
             "retune_trials_per_task": min(base.tune.retune_trials_per_task, 4),
             "transplant_variants": min(base.tune.transplant_variants, 2),
         },
-        "budget": {"max_rounds": min(base.budget.max_rounds, 8)},
+        "budget": {"max_rounds": min(base.budget.max_rounds, 16)},
     }
     if base.data.synthetic:
-        few = {"train": 2000, "validation": 1000, "test": 1000}
+        few = {"train": 4000, "validation": 2000, "test": 2000}
         changes["data"] = {"arguments": {**base.data.arguments, **few}}
     smaller = RunConfig.model_validate(merged(base.model_dump(mode="json"), changes))
     return with_trials(smaller, QUICK_TRIALS)

@@ -53,7 +53,7 @@ class Parallel:
     def choose(
         self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig
     ) -> ScreenDecision:
-        """The one with the largest gain, then those with most gain for the loss expected."""
+        """The deepest cut of the whole network, then those with most gain for the loss expected."""
         return choose(screened, config)
 
     def shortlist(self, contenders: Sequence[Contender]) -> list[Contender]:

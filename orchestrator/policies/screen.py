@@ -30,7 +30,7 @@ class ScreenDecision(Schema):
 
 
 def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) -> ScreenDecision:
-    """The candidate with the largest gain, then those with most gain for the loss expected.
+    """The deepest cut of the whole network, then those with most gain for the loss expected.
 
     Where no loss is expected of them, those with the largest gain, of different tasks first. A
     candidate counts as faster when the sum of its programs is at most ``step_latency_ratio`` of its
@@ -64,17 +64,20 @@ def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) 
 
 
 def _by_worth(faster: Sequence[tuple[float, Candidate]]) -> list[Candidate]:
-    """The largest gain, then the others by gain over loss; empty where losses are not known."""
+    """The deepest cut of the whole network, then the others by gain over loss; empty where losses
+    are not known."""
     losses = {item.candidate_id: item.expected_loss for _, item in faster}
     known = {name: loss for name, loss in losses.items() if loss is not None}
     if len(known) < len(losses) or not faster:
         return []
     grain = _LOSS_GRAIN * max(known.values())
+    whole = [item for _, item in faster if item.long_training][:1]
     rest = [
         (-gain / max(known[item.candidate_id] + grain, sys.float_info.min), item.candidate_id, item)
-        for gain, item in faster[1:]
+        for gain, item in faster
+        if item not in whole
     ]
-    return [faster[0][1], *(item for _, _, item in sorted(rest, key=lambda one: one[:2]))]
+    return [*whole, *(item for _, _, item in sorted(rest, key=lambda one: one[:2]))]
 
 
 def _by_task(faster: Sequence[tuple[float, Candidate]]) -> list[Candidate]:

@@ -23,6 +23,9 @@ from schemas.work import Candidate, Tuned
 NAME = "the whole network"
 FIRST_SHARES = (0.5, 0.7)
 """Of the latency: what the first candidates are to keep."""
+_AFTER_RECOVERY = 0.85
+"""What the first candidate after a long training is to keep at most, where cuts were lost before:
+deep ones would be lost again, and one that hardly pays is not worth as long a training."""
 _LEAST_CUT = 0.95
 _MOST_OF_A_GROUP = 0.5
 _NO_LOSS = 1e-12
@@ -53,11 +56,11 @@ def whole_cuts(view: View) -> list[Candidate]:
 def needs_recovery(view: View) -> bool:
     """Whether accuracy is what the cuts lack, and steps since the last recovery cost some."""
     stepped = any(decision.accepted for decision in view.since_recovery)
-    return stepped and bool(_lost_whole_cuts(view))
+    return stepped and bool(_lost_whole_cuts(view.since_recovery))
 
 
-def _lost_whole_cuts(view: View) -> list[Decision]:
-    return [item for item in view.since_recovery if item.task_name == NAME and item.lost_accuracy]
+def _lost_whole_cuts(decisions: Sequence[Decision]) -> list[Decision]:
+    return [item for item in decisions if item.task_name == NAME and item.lost_accuracy]
 
 
 def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
@@ -162,18 +165,28 @@ def _cut(
 def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ...]:
     """What the candidates are to keep of the latency.
 
-    Between now and the shallowest cut that lost too much since the network was trained for long.
+    Half way between now and the shallowest cut that lost too much since the network was trained for
+    long; at first as much as the shallowest one that lost too much before.
     """
-    lost = []
-    for decision in _lost_whole_cuts(view):
+    lost, before = (
+        _shallowest(view, decisions, sites, now)
+        for decisions in (view.since_recovery, view.before_recovery)
+    )
+    if lost is not None:
+        between = math.sqrt(lost)
+        return (between,) if between <= _LEAST_CUT else ()
+    return FIRST_SHARES if before is None else (min(before, _AFTER_RECOVERY),)
+
+
+def _shallowest(
+    view: View, decisions: Sequence[Decision], sites: Sites, now: Mapping[str, int]
+) -> float | None:
+    """Of the latency there is: what the shallowest cut that lost too much would have kept."""
+    kept = []
+    for decision in _lost_whole_cuts(decisions):
         then = _widths(view, decision.structure)
-        kept = sites.total_ms({name: then[name] / now[name] for name in now})
-        lost.append(kept / sites.total_ms({}))
-    shallowest = max((share for share in lost if share < 1.0), default=None)
-    if shallowest is None:
-        return FIRST_SHARES
-    between = math.sqrt(shallowest)
-    return (between,) if between <= _LEAST_CUT else ()
+        kept.append(sites.total_ms({name: then[name] / now[name] for name in now}))
+    return max((share for each in kept if (share := each / sites.total_ms({})) < 1.0), default=None)
 
 
 def _widths(view: View, structure: Structure) -> dict[str, int]:

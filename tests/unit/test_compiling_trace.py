@@ -19,6 +19,7 @@ from workers.compiling.trace import (
     transplants,
     with_decisions_of,
     with_factors,
+    without_threads,
 )
 
 HEIGHT, CHANNEL, REDUCTION = 0, 1, 2
@@ -63,6 +64,33 @@ def test_decisions_mean_nothing_to_another_structure() -> None:
     other = json.loads(trace())
     other[0][4] = ["SampleCategorical", [], [[1, 2], [0.5, 0.5]], ["v8"]]
     assert with_decisions_of(trace(), json.dumps(other)) is None
+
+
+def parallel(value: int) -> str:
+    """The trace with a parallel loop by an instruction, and others by a mark of this value."""
+    own = json.loads(trace())
+    own[0].insert(2, ["Parallel", ["l0"], [], []])
+    own[0].insert(-2, ["Annotate", ["b2", value], ["meta_schedule.parallel"], []])
+    own[0].insert(-2, ["Annotate", ["b2", 16], ["meta_schedule.unroll"], []])
+    own[1] = [[index + (index >= 2) + 2 * (index >= 10), value] for index, value in own[1]]
+    return json.dumps(own)
+
+
+def test_a_program_without_threads_keeps_its_other_decisions() -> None:
+    found = without_threads(parallel(32))
+    assert found is not None
+    instructions, decisions = json.loads(found)
+    assert all(kind != "Parallel" for kind, _, _, _ in instructions)
+    marks = {a[0]: i[1] for kind, i, a, _ in instructions if kind == "Annotate"}
+    assert marks == {"meta_schedule.unroll": 16}
+    assert factors(found) == factors(trace())
+    assert [[index, value] for index, value in decisions] == json.loads(search_part(trace()))[1]
+
+
+def test_a_program_without_threads_has_no_other_without_threads() -> None:
+    found = without_threads(parallel(32))
+    assert found is not None and without_threads(found) is None
+    assert without_threads(trace()) is None
 
 
 def factors(text: str) -> dict[int, tuple[int, ...]]:

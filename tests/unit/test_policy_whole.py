@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import fake_world
 import pytest
@@ -139,13 +140,17 @@ def test_what_was_lost_from_a_wider_network_still_bounds_a_narrower_one() -> Non
     assert kept(first) < kept(following) < kept(weak)
 
 
-def test_after_a_long_training_losses_before_it_are_forgotten() -> None:
-    decisions = [lost(candidate) for candidate in whole_cuts(view())]
-    again = whole_cuts(view(*decisions, recovered_after=len(decisions)))
-    assert again == []  # the same network: the same candidates, which have been tried
-    other = Structure(widths={"deep": 28})
-    found = whole_cuts(view(*decisions, structure=other, recovered_after=len(decisions)))
-    assert len(found) == len(FIRST_SHARES)
+def test_after_a_long_training_the_shallowest_lost_cut_is_tried_again() -> None:
+    decisions: list[Decision] = []
+    while found := whole_cuts(view(*decisions)):
+        decisions += [lost(candidate) for candidate in found]
+    shallowest = whole_cuts(view(*decisions[:-1]))[0]
+    after = view(*decisions, recovered_after=len(decisions))
+    search = after.search.model_copy(update={"current": fake_world.network(accuracy=0.96)})
+    assert whole_cuts(after) == [], "the same weights: the same candidates, which have been tried"
+    (again,) = whole_cuts(replace(after, search=search))
+    assert kept(again) <= kept(shallowest)
+    assert kept(again) > max(FIRST_SHARES)
 
 
 def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:

@@ -21,7 +21,11 @@ from tvm.target import Target
 from workers.compiling.axes import ChannelAxes
 from workers.compiling.intrinsics import load_intrinsics
 from workers.compiling.spaces import space_generator
-from workers.compiling.trace import dump_trace, search_part, transplants
+from workers.compiling.trace import dump_trace, search_part, transplants, without_threads
+
+THREADS_MATTER_MS = 0.03
+"""Programs faster than this may be faster still on one core: starting and joining threads takes 1
+to 7 microseconds on two cores of a server, more on the slow cores of a phone."""
 
 
 class ScheduleSpace:
@@ -29,6 +33,7 @@ class ScheduleSpace:
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self._cores = int(target.attrs.get("num-cores", 0))
         load_intrinsics(target)
 
     def replay(self, module: IRModule, trace: str) -> Schedule:
@@ -49,6 +54,11 @@ class ScheduleSpace:
         except (RuntimeError, ValueError, TypeError):  # a ScheduleError is a RuntimeError
             return None
         return schedule
+
+    def on_one_core(self, module: IRModule, trace: str) -> Schedule | None:
+        """The same program with no loop run in parallel; None if none was, or none can be had."""
+        text = None if self._cores == 1 else without_threads(trace)
+        return None if text is None else self.process(module, text)
 
     def transplant(
         self, module: IRModule, axes: ChannelAxes, trace: str, limit: int

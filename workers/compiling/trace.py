@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Instruction = list[Any]
+_PARALLEL = "meta_schedule.parallel"
+"""The mark by which a block's loops are made parallel after the search."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,25 @@ def with_decisions_of(text: str, other: str) -> str | None:
         return None
     decisions = [[index, value] for (index, _, _), (_, _, value) in zip(own, given, strict=True)]
     return json.dumps([instructions, decisions], separators=(",", ":"))
+
+
+def without_threads(text: str) -> str | None:
+    """The trace's search part with no loop run in parallel; None where none is.
+
+    Starting and joining threads takes microseconds: a small program is faster on one core.
+    """
+    instructions, decisions = json.loads(search_part(text))
+    kept: list[Instruction] = []
+    places: dict[int, int] = {}
+    for index, instruction in enumerate(instructions):
+        if instruction[0] == "Parallel" or instruction[2] == [_PARALLEL]:
+            continue
+        places[index] = len(kept)
+        kept.append(instruction)
+    if len(kept) == len(instructions):
+        return None
+    moved = [[places[index], value] for index, value in decisions]
+    return json.dumps([kept, moved], separators=(",", ":"))
 
 
 def _sampled(text: str) -> list[tuple[int, str, Any]]:

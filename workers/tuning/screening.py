@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from schemas.config import TuneConfig
 from schemas.table import Program
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
-from workers.compiling.programs import ScheduleSpace, program_id, trace_text
+from workers.compiling.programs import THREADS_MATTER_MS, ScheduleSpace, program_id, trace_text
 from workers.compiling.tasks import Workload
 from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
@@ -126,7 +126,10 @@ class Screener:
 
     def _transplants(self, workload: Workload, programs: list[Program]) -> list[Trial]:
         """Variants of the parent's fastest program; where its vector factor does not divide the new
-        width, of the fastest one whose factor does, if there is one nearly as fast."""
+        width, of the fastest one whose factor does, if there is one nearly as fast.
+
+        Of a small task the likeliest variant is tried on one core, too.
+        """
         best = fastest(programs)
         if best is None:
             return []
@@ -140,6 +143,9 @@ class Screener:
                 schedules = self._space.transplant(
                     workload.module, workload.axes, origin.trace, self._config.transplant_variants
                 )
+                if schedules and best.latency_ms < THREADS_MATTER_MS:
+                    alone = self._space.on_one_core(workload.module, trace_text(schedules[0]))
+                    schedules += [] if alone is None else [alone]
             if schedules:
                 return [
                     Trial(

@@ -19,11 +19,18 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from schemas.table import Program
-from workers.compiling.programs import ScheduleSpace, program_id, trace_text
+from schemas.table import Program, Task
+from workers.compiling.programs import (
+    THREADS_MATTER_MS,
+    ScheduleSpace,
+    program_id,
+    trace_text,
+)
 from workers.compiling.spaces import space_generator
 from workers.compiling.trace import with_decisions_of
 
+_FEW_MACS = 250_000
+"""Multiplications that one core may do in the time that starting threads takes, about."""
 _LOGGER = logging.getLogger("cprune.tvm")
 _LOGGER.addHandler(logging.NullHandler())
 _LOGGER.propagate = False
@@ -48,7 +55,7 @@ class Search:
 
     def propose(
         self,
-        task_id: str,
+        task: Task,
         module: IRModule,
         measured: list[Program],
         count: int,
@@ -59,9 +66,11 @@ class Search:
         """At most ``count`` programs of the task that are not in ``measured``.
 
         First those with the decisions of ``siblings``: the fastest traces of tasks that do the same
-        work with something else fused behind it. Fewer, or none, when the design space holds no
-        more.
+        work with something else fused behind it. Of a small task, the fastest program on one core
+        comes next, and at first every program also on one core. Fewer, or none, when the design
+        space holds no more.
         """
+        task_id = task.task_id
         usable = [program for program in measured if program.measurement is not None]
         database = ms.database.MemoryDatabase()
         workload = database.commit_workload(module)
@@ -89,14 +98,28 @@ class Search:
         context.post_tuning()
         known = {program.program_id for program in measured}
         proposals: list[Proposal] = []
-        adapted = self._adapted(module, design_spaces, siblings)
-        for schedule in [*adapted, *(candidate.sch for candidate in candidates)]:
+        found = [candidate.sch for candidate in candidates]
+        if usable:
+            fastest = min(usable, key=lambda program: program.latency_ms)
+            if fastest.latency_ms < THREADS_MATTER_MS:
+                found = [*self._on_one_core(module, fastest.trace), *found]
+        elif task.macs < _FEW_MACS:
+            found = [
+                one
+                for schedule in found
+                for one in (schedule, *self._on_one_core(module, trace_text(schedule)))
+            ]
+        for schedule in [*self._adapted(module, design_spaces, siblings), *found]:
             trace = trace_text(schedule)
             identity = program_id(task_id, trace)
             if identity not in known:
                 known.add(identity)
                 proposals.append(Proposal(identity, trace, schedule))
         return proposals[:count]
+
+    def _on_one_core(self, module: IRModule, trace: str) -> list[Schedule]:
+        schedule = self._space.on_one_core(module, trace)
+        return [] if schedule is None else [schedule]
 
     def _adapted(
         self, module: IRModule, design_spaces: Sequence[Schedule], siblings: Sequence[str]

@@ -173,7 +173,7 @@ class Tuner:
         with self._working():
             model = self._learning.fitted(bundle, known, self._trials.measured_as)
             proposals = self._search.propose(
-                task_id,
+                workload.task,
                 workload.module,
                 known[task_id],
                 count,
