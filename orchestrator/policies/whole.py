@@ -165,28 +165,26 @@ def _cut(
 def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ...]:
     """What the candidates are to keep of the latency.
 
-    Half way between now and the shallowest cut that lost too much since the network was trained for
-    long; at first as much as the shallowest one that lost too much before.
+    Half as deep, on a scale of ratios, as the last cut that lost too much since the network was
+    trained for long; at first as deep as the last one that lost too much before.
     """
-    lost, before = (
-        _shallowest(view, decisions, sites, now)
-        for decisions in (view.since_recovery, view.before_recovery)
-    )
-    if lost is not None:
-        between = math.sqrt(lost)
-        return (between,) if between <= _LEAST_CUT else ()
-    return FIRST_SHARES if before is None else (min(before, _AFTER_RECOVERY),)
-
-
-def _shallowest(
-    view: View, decisions: Sequence[Decision], sites: Sites, now: Mapping[str, int]
-) -> float | None:
-    """Of the latency there is: what the shallowest cut that lost too much would have kept."""
-    kept = []
-    for decision in _lost_whole_cuts(decisions):
+    since, before = [], []
+    parent = _widths(view, Structure())
+    for number, decision in enumerate(view.search.decisions):
         then = _widths(view, decision.structure)
-        kept.append(sites.total_ms({name: then[name] / now[name] for name in now}))
-    return max((share for each in kept if (share := each / sites.total_ms({})) < 1.0), default=None)
+        if decision.task_name == NAME and decision.lost_accuracy:
+            kept_ms, of_ms = (
+                sites.total_ms({name: widths[name] / now[name] for name in now})
+                for widths in (then, parent)
+            )
+            lost = before if number < view.search.recovered_after else since
+            lost.append(kept_ms / of_ms)
+        if decision.accepted:
+            parent = then
+    if since:
+        half = math.sqrt(since[-1])
+        return (half,) if half <= _LEAST_CUT else ()
+    return (min(before[-1], _AFTER_RECOVERY),) if before else FIRST_SHARES
 
 
 def _widths(view: View, structure: Structure) -> dict[str, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
-from schemas.config import DataConfig, ModelConfig, TrainConfig
+from orchestrator.compare.methods import quick
+from orchestrator.configuration import load_config
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to, uniform_widths
 from workers.training.data import load_splits
@@ -15,21 +17,24 @@ from workers.training.networks import build_model
 from workers.training.train import train
 
 SEEDS = (0, 1, 2)
-SIZE = 16
-DATA = DataConfig(
-    name="drawn", image_size=SIZE, arguments={"train": 3000, "validation": 1000, "test": 1}
+CONFIG = quick(load_config(Path(__file__).parents[2] / "examples" / "compare.yaml"))
+FINE_TUNING = CONFIG.train.model_copy(
+    update={
+        "epochs": CONFIG.fine_tune.long_epochs,
+        "learning_rate": CONFIG.fine_tune.long_learning_rate,
+        "schedule": CONFIG.fine_tune.schedule,
+    }
 )
-RECIPE = TrainConfig(epochs=8, batch_size=32, optimizer="adamw", learning_rate=0.003)
-FINE_TUNING = RECIPE.model_copy(update={"epochs": 2, "learning_rate": 0.002, "schedule": "cosine"})
 
 
 def accuracies(seed: int) -> tuple[float, float, float]:
-    """Validation accuracy of the dense network, with half of every width, and with a quarter."""
-    splits = load_splits(DATA, seed)
-    config = ModelConfig(name="resnet18_cifar", arguments={"width": 16})
-    network = build_model(config, 10, 3, image_size=SIZE, seed=seed)
-    dense = train(network, splits, RECIPE, seed).val_accuracy
-    image = torch.zeros(1, 3, SIZE, SIZE)
+    """Validation accuracy of the dense network of the quick comparison, with half of every width,
+    and with a quarter."""
+    splits = load_splits(CONFIG.data, seed)
+    size = splits.preprocessing.size
+    network = build_model(CONFIG.model, 10, 3, image_size=size, seed=seed)
+    dense = train(network, splits, CONFIG.train, seed, threads=2).val_accuracy
+    image = torch.zeros(1, 3, size, size)
     groups = channel_groups(network, image)
     half, quarter = (
         train(
@@ -37,6 +42,7 @@ def accuracies(seed: int) -> tuple[float, float, float]:
             splits,
             FINE_TUNING,
             seed,
+            threads=2,
         ).val_accuracy
         for fraction in (0.5, 0.25)
     )

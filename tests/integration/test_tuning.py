@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tuning_world import Table, network, restarted, tune_work
 
-from schemas.table import Program
+from schemas.table import Program, Task
 from schemas.work import Tuned
 from workers.measuring.gauge import OutputCheck
 from workers.tuning.search import Search
@@ -53,12 +53,11 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], list[str]
     rounds: dict[tuple[str, int], list[str]] = {}
     original = Search.propose
 
-    def propose(
-        self: Search, task_id: str, module: Any, measured: list[Program], *rest: Any
-    ) -> Any:
-        found = original(self, task_id, module, measured, *rest)
+    def propose(self: Search, task: Task, module: Any, measured: list[Program], *rest: Any) -> Any:
+        found = original(self, task, module, measured, *rest)
         ids = [proposal.program_id for proposal in found]
-        assert rounds.setdefault((task_id, len(measured)), ids) == ids, "a round changed its mind"
+        known = rounds.setdefault((task.task_id, len(measured)), ids)
+        assert known == ids, "a round changed its mind"
         return found
 
     monkeypatch.setattr(Search, "propose", propose)
@@ -118,6 +117,25 @@ def test_a_task_begins_with_what_its_siblings_found(worker: TuningWorker, table:
     assert alike, "a convolution with a residual behind it and one without"
     for one, other in alike:
         assert tiles[one] & tiles[other]
+
+
+def test_small_tasks_are_also_tried_on_one_core(worker: TuningWorker, table: Table) -> None:
+    restarted(worker).tune(tune_work(4))
+    by_task: dict[str, list[str]] = {}
+    for program in table.all_programs():
+        if program.measurement is not None:
+            by_task.setdefault(program.task_id, []).append(program.trace)
+    tried = {
+        task: {"T.parallel" in script(worker, task, text) for text in texts}
+        for task, texts in by_task.items()
+    }
+    assert sum(kinds == {True, False} for kinds in tried.values()) >= len(tried) / 2
+
+
+def script(worker: TuningWorker, task_id: str, trace: str) -> str:
+    tuner = worker._tuner
+    module = tuner._bundles.dense.workloads[task_id].module
+    return str(tuner.space.replay(module, trace).mod.script())
 
 
 def test_the_same_work_again_measures_nothing_and_a_larger_one_the_difference(

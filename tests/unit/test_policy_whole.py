@@ -134,22 +134,26 @@ def test_the_halving_ends() -> None:
     assert len(decisions) > len(FIRST_SHARES)
 
 
-def test_what_was_lost_from_a_wider_network_still_bounds_a_narrower_one() -> None:
+def test_after_a_step_the_next_cut_is_as_deep_again() -> None:
     first, weak = whole_cuts(view())
-    (following,) = whole_cuts(view(lost(first), structure=weak.structure))
-    assert kept(first) < kept(following) < kept(weak)
+    taken = lost(weak).model_copy(update={"accepted": True})
+    (following,) = whole_cuts(view(lost(first), taken, structure=weak.structure))
+    asked = math.sqrt(kept(first))
+    assert asked - 0.1 < kept(following) / kept(weak) <= asked
+    (closer,) = whole_cuts(view(lost(first), taken, lost(following), structure=weak.structure))
+    assert kept(following) < kept(closer) < kept(weak), "halved from the network of then"
 
 
-def test_after_a_long_training_the_shallowest_lost_cut_is_tried_again() -> None:
+def test_after_a_long_training_the_last_lost_cut_is_tried_again() -> None:
     decisions: list[Decision] = []
     while found := whole_cuts(view(*decisions)):
         decisions += [lost(candidate) for candidate in found]
-    shallowest = whole_cuts(view(*decisions[:-1]))[0]
+    last = whole_cuts(view(*decisions[:-1]))[0]
     after = view(*decisions, recovered_after=len(decisions))
     search = after.search.model_copy(update={"current": fake_world.network(accuracy=0.96)})
     assert whole_cuts(after) == [], "the same weights: the same candidates, which have been tried"
     (again,) = whole_cuts(replace(after, search=search))
-    assert kept(again) <= kept(shallowest)
+    assert kept(again) <= kept(last)
     assert kept(again) > max(FIRST_SHARES)
 
 

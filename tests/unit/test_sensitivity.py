@@ -83,3 +83,42 @@ def test_the_loss_rises_with_what_is_removed() -> None:
         assert item.loss(0.0) == 0.0 and item.loss(1.0) == item.losses[-1]
         middle = (item.losses[4] + item.losses[5]) / 2
         assert item.loss(4.5 / Sensitivity.PARTS) == pytest.approx(middle)
+
+
+class Patches(nn.Module):
+    """Calls a layer by keyword, and folds the patches of a map into the batch for another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.named = nn.Conv2d(8, 12, 3, padding=1)
+        self.folded = nn.Conv2d(12, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.named(input=functional.relu(self.stem(x))))
+        n, c, h, w = x.shape
+        patches = x.reshape(n, c, 2, h // 2, w).movedim(2, 1).reshape(2 * n, c, h // 2, w)
+        return self.head(self.folded(patches).mean((2, 3)).reshape(n, 2, 8).mean(1))
+
+
+def test_a_group_that_is_read_by_other_rows_than_images_has_no_sensitivity() -> None:
+    torch.manual_seed(0)
+    network = Patches().eval()
+    _, _, (images, labels) = make()
+    groups = [
+        ChannelGroup(group_id=name, channels=width, producers=(name,), consumers=(reader,))
+        for name, width, reader in (("stem", 8, "named"), ("named", 12, "folded"))
+    ]
+    (known,) = sensitivities(network, IMAGE, groups, [(images, labels)])
+    assert known.group_id == "stem"
+    squares = torch.zeros(8)
+    network.named.register_forward_pre_hook(
+        lambda module, inputs, named: (inputs, {"input": named["input"] * gate[:, None, None]}),
+        with_kwargs=True,
+    )
+    for image, label in zip(images, labels, strict=True):
+        gate = torch.ones(8, requires_grad=True)
+        loss = functional.cross_entropy(network(image[None]), label[None])
+        squares += torch.autograd.grad(loss, gate)[0].square() / len(images)
+    assert known.losses[-1] == pytest.approx(float(squares.sum()), rel=1e-3)

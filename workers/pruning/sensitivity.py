@@ -9,8 +9,9 @@ sum of the products of values and gradients wherever the channel is read.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ def sensitivities(
 ) -> tuple[Sensitivity, ...]:
     """The sensitivity of each prunable group of a trained network, which stays as it is.
 
+    But of those with a reader whose rows are not the images (patches folded into the batch).
     ``groups`` are those of the dense network, ``batches`` images ``(n, C, H, W)`` and labels
     ``(n,)``. Channels go in the order of ``ranking``, as they do when the network is pruned.
     ``yield_cores()`` is entered around each batch.
@@ -51,7 +53,7 @@ def sensitivities(
         group.group_id: surgeon.members(group.group_id) for group in groups if group.prunable
     }
     widths = {name: out_channels(own.get_submodule(name)) for name in members}
-    gates: dict[str, Tensor] = {}
+    gates = _Gates(widths)
     readers: dict[str, list[tuple[str, Member]]] = defaultdict(list)
     for name, found in members.items():
         producers = {member.name for member in found.producers}
@@ -59,7 +61,7 @@ def sensitivities(
             if member.name not in producers:  # a depthwise convolution hands its input on
                 readers[member.name].append((name, member))
     hooks = [
-        own.get_submodule(reader).register_forward_pre_hook(_watcher(read, widths, gates))
+        own.get_submodule(reader).register_forward_pre_hook(gates.watcher(read), with_kwargs=True)
         for reader, read in readers.items()
     ]
     squares = {name: torch.zeros(width, dtype=torch.float64) for name, width in widths.items()}
@@ -67,11 +69,11 @@ def sensitivities(
     with torch.enable_grad(), evaluating(own):
         for images, labels in batches:
             with yield_cores():
-                gates.clear()
+                gates.begin(len(images))
                 logits = first_tensor(own(on_device_of(own, images)))
                 loss = functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
                 loss.backward()  # type: ignore[no-untyped-call]
-                for name, gate in gates.items():
+                for name, gate in gates.found.items():
                     squares[name] += gate.double().square().sum(0).cpu()
                 own.zero_grad(set_to_none=True)
             count += len(labels)
@@ -88,32 +90,59 @@ def sensitivities(
             ),
         )
         for name, found in members.items()
+        if name not in gates.unknown
     )
 
 
-def _watcher(
-    read: Sequence[tuple[str, Member]], widths: dict[str, int], gates: dict[str, Tensor]
-) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """A hook that adds, image by image, the gates' derivatives at one layer that reads them."""
+class _Gates:
+    """The derivatives of all gates for one batch, image by image."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        values = inputs[0].clone()  # the gradient of this reading alone, not of all others too
-        if not values.requires_grad:
-            return inputs
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        """``widths``: group -> channels."""
+        self.found: dict[str, Tensor] = {}
+        self.unknown: set[str] = set()
+        """Groups with a reader whose rows are not the images."""
+        self._widths = widths
+        self._images = 0
 
+    def begin(self, images: int) -> None:
+        """The next batch has so many."""
+        self.found.clear()
+        self._images = images
+
+    def watcher(self, read: Sequence[tuple[str, Member]]) -> Callable[..., Any]:
+        """A hook that adds the derivatives at one layer that reads these groups."""
+
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            arguments = [*inputs, *named.values()]
+            values = arguments[0].clone()  # the gradient of this reading alone, not of all others
+            if values.requires_grad:
+                values.register_hook(self._adder(module, values.detach(), read))
+            if inputs:
+                return (values, *inputs[1:]), named
+            return inputs, {**named, next(iter(named)): values}
+
+        return hook
+
+    def _adder(
+        self, module: nn.Module, values: Tensor, read: Sequence[tuple[str, Member]]
+    ) -> Callable[[Tensor], None]:
         def on_gradient(gradient: Tensor) -> None:
+            if len(values) != self._images:
+                self.unknown.update(name for name, _ in read)
+                return
             axis = -1 if isinstance(module, nn.Linear) else 1
-            maps = (values.detach() * gradient).movedim(axis, 1)
+            maps = (values * gradient).movedim(axis, 1)
             products = maps.reshape(*maps.shape[:2], -1).sum(2)
             for name, member in read:
-                gate = gates.setdefault(name, products.new_zeros(len(products), widths[name]))
+                empty = products.new_zeros(len(products), self._widths[name])
                 roots = torch.tensor(member.roots, device=products.device)
+                gate = self.found.setdefault(name, empty)
                 gate.index_add_(1, roots, products[:, list(member.channels)])
 
-        values.register_hook(on_gradient)
-        return (values, *inputs[1:])
-
-    return hook
+        return on_gradient
 
 
 def _losses(costs: Tensor, importance: Tensor, divisor: int) -> tuple[float, ...]:
