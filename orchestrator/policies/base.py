@@ -36,11 +36,6 @@ class View:
         return self.search.decisions[self.search.recovered_after :]
 
     @property
-    def before_recovery(self) -> tuple[Decision, ...]:
-        """Those before that."""
-        return self.search.decisions[: self.search.recovered_after]
-
-    @property
     def tried(self) -> set[str]:
         """Candidates that have been decided upon."""
         return {decision.candidate_id for decision in self.search.decisions}

@@ -168,7 +168,8 @@ def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ..
     Half as deep, on a scale of ratios, as the last cut that lost too much since the network was
     trained for long; at first as deep as the last one that lost too much before.
     """
-    since, before = [], []
+    since: list[float] = []
+    before: list[float] = []
     parent = _widths(view, Structure())
     for number, decision in enumerate(view.search.decisions):
         then = _widths(view, decision.structure)

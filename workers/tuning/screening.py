@@ -1,7 +1,8 @@
 """Screening a candidate: its parent's programs transplanted to the new widths and measured.
 
-No search: a handful of builds and some milliseconds of device time for each changed task. Only the
-policies for comparison, and an ablation, have the tasks searched instead.
+A handful of builds and some milliseconds of device time for each changed task. A task whose
+transplants are poor, which happens where the vector factor had to change, gets a short search.
+Policies for comparison, and an ablation, have all changed tasks searched instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from schemas.config import TuneConfig
+from schemas.network import Trained
 from schemas.table import Program
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
 from workers.compiling.programs import THREADS_MATTER_MS, ScheduleSpace, program_id, trace_text
@@ -77,10 +79,9 @@ class Screener:
             if subgraph.module is not None and subgraph.task_id not in parents
         )
         every = work.by == "search_all"
-        candidate = work.candidate
         search = TuneWork(
             target=work.target,
-            network=candidate.parent.model_copy(update={"structure": candidate.structure}),
+            network=_network(work),
             trials_per_task=work.trials_per_task,
             added_trials=every,
             modules=None if every else tuple(dict.fromkeys(changed)),
@@ -95,10 +96,12 @@ class Screener:
         bundle: Bundle,
     ) -> None:
         own = self._tuner.stored(bundle)
+        tried = []
         for task_id, parent_id in _origins(parent, bundle).items():
             earlier = [p for p in own[task_id] if p.batch != work.key]
             if task_id in parents or any(p.source == "transplant" for p in earlier):
                 continue
+            tried.append((task_id, parent_id))
             workload = bundle.workloads[task_id]
             trials = self._transplants(workload, parents[parent_id])
             known = {program.program_id for program in own[task_id]}
@@ -107,6 +110,38 @@ class Screener:
                 self._measure(
                     parent.workloads[parent_id], parents[parent_id], workload, trials, work
                 )
+
+        if self._config.retune_trials_per_task:
+            self._search_poor(work, parent, parents, bundle, tried)
+
+    def _search_poor(
+        self,
+        work: ScreenWork,
+        parent: Bundle,
+        parents: dict[str, list[Program]],
+        bundle: Bundle,
+        tried: list[tuple[str, str]],
+    ) -> None:
+        """Search those of the changed tasks (with their parent's) that have no good transplant."""
+        own = self._tuner.stored(bundle)
+        poor = []
+        for task_id, parent_id in tried:
+            # Whatever else is stored: the verdict stays when the work is taken up again.
+            transplants = [p for p in own[task_id] if p.batch == work.key]
+            share = _share_of_origin(transplants, parents[parent_id])
+            before = parent.workloads[parent_id].task.macs
+            expected = bundle.workloads[task_id].task.macs / before if before else 1.0
+            if not 0.0 < share <= (1.0 + expected) / 2.0:
+                poor += bundle.table.modules(task_id)
+        if poor:
+            search = TuneWork(
+                target=work.target,
+                network=_network(work),
+                trials_per_task=self._config.retune_trials_per_task,
+                added_trials=True,
+                modules=tuple(dict.fromkeys(poor)),
+            )
+            self._tuner.search(search, bundle)
 
     def _measure(
         self,
@@ -201,6 +236,11 @@ class Screener:
             candidate_ms=candidate_ms,
             slower=tuple(slower),
         )
+
+
+def _network(work: ScreenWork) -> Trained:
+    """The candidate's network: its structure is what counts, the weights are its parent's."""
+    return work.candidate.parent.model_copy(update={"structure": work.candidate.structure})
 
 
 def _share_of_origin(programs: list[Program], origins: list[Program]) -> float:

@@ -74,7 +74,7 @@ class Tuner:
         began, device_s = time.monotonic(), self._gauge.device_s
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
-        self._rounds(work, bundle)
+        self.search(work, bundle)
         self.check_fastest(bundle)
         return self.summary(
             bundle,
@@ -111,8 +111,10 @@ class Tuner:
             found[program.task_id].append(program)
         return {task_id: as_proposed(programs) for task_id, programs in found.items()}
 
-    def _rounds(self, work: TuneWork, bundle: Bundle) -> None:
-        """Round after round, as the schedule has it; one is built while the next is searched.
+    def search(self, work: TuneWork, bundle: Bundle) -> None:
+        """The trials of ``work``, without a look at what the fastest programs compute.
+
+        Round after round, as the schedule has it; one is built while the next is searched.
 
         ``known`` holds what a round may know: what was stored before this work, and its own rounds
         before that one. So a round proposes the same programs when the work is taken up again.

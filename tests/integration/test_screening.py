@@ -1,0 +1,97 @@
+"""Screening on a real local device: a task without a good transplant gets a short search."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import tuning_world
+from tuning_world import Table, network, tune_work
+
+from schemas.work import Candidate, Screened, ScreenWork
+from workers.tuning import screening
+from workers.tuning.screening import Screener
+from workers.tuning.worker import TuningWorker
+
+LAYER, TRIALS = "layer2.0.conv1", 3
+PRUNED = network(layer2__0__conv1=8)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuningWorker]:
+    tune = {**tuning_world.config().tune.model_dump(), "retune_trials_per_task": TRIALS}
+    started = tuning_world.worker(tmp_path_factory.mktemp("run"), Table(), tune=tune)
+    started._tuner.tune(tune_work(2))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def table(worker: TuningWorker) -> Iterator[Table]:
+    """The dense network's programs; what a test adds is gone after it."""
+    table = worker._tuner._table
+    assert isinstance(table, Table)
+    before = dict(table._programs)
+    yield table
+    table._programs.clear()
+    table._programs.update(before)
+
+
+def screen(worker: TuningWorker) -> Screened:
+    candidate = Candidate(
+        candidate_id="candidate",
+        task_id="task",
+        task_name="task",
+        parent=network(),
+        structure=PRUNED.structure,
+        groups=(LAYER,),
+        widths_before=(16,),
+        widths_after=(8,),
+    )
+    return worker._screener.screen(ScreenWork(target="host", candidate=candidate))
+
+
+def searched(table: Table, before: set[str]) -> Counter[str]:
+    """Searched programs that are new, by task."""
+    new = [p for p in table.all_programs() if p.program_id not in before]
+    return Counter(program.task_id for program in new if program.source == "search")
+
+
+def known(table: Table) -> set[str]:
+    return {program.program_id for program in table.all_programs()}
+
+
+@pytest.mark.parametrize("share", [0.9, 0.3])
+def test_a_task_whose_transplant_gains_less_than_half_of_what_it_should_is_searched(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Half of its channels are gone: 0.75 of the time would be half of the gain."""
+    monkeypatch.setattr(screening, "_share_of_origin", lambda programs, origins: share)
+    before = known(table)
+    found = screen(worker)
+    assert not found.refused
+    counts = searched(table, before)
+    assert set(counts.values()) == ({TRIALS} if share > 0.75 else set())
+    stored = len(table.all_programs())
+    assert screen(worker).candidate_id == found.candidate_id
+    assert len(table.all_programs()) == stored, "the same work again measures nothing"
+
+
+def test_a_task_without_any_transplant_is_searched(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Screener, "_transplants", lambda self, workload, programs: [])
+    before = known(table)
+    found = screen(worker)
+    assert not found.refused and found.candidate_ms > 0.0
+    assert set(searched(table, before).values()) == {TRIALS}
+
+
+def test_without_retuning_such_a_candidate_is_refused(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Screener, "_transplants", lambda self, workload, programs: [])
+    plain = worker._screener._config.model_copy(update={"retune_trials_per_task": 0})
+    monkeypatch.setattr(worker._screener, "_config", plain)
+    assert "no transplant of" in screen(worker).refused
