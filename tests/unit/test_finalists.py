@@ -9,13 +9,21 @@ from schemas.table import Program
 from workers.tuning.finalists import finalists, inside_latencies, line_ups
 from workers.tuning.stored import fastest
 
+THREADS = '[[["Parallel",["l0"],[],[]]],[]]'
+ONE_CORE = "[[],[]]"
 
-def program(name: str, latency_ms: float | None, inside_ms: float | None = None) -> Program:
+
+def program(
+    name: str,
+    latency_ms: float | None,
+    inside_ms: float | None = None,
+    trace: str = THREADS,
+) -> Program:
     return Program(
         program_id=name,
         task_id="task",
         device_model="m",
-        trace="[]",
+        trace=trace,
         source="search",
         inside_ms=inside_ms,
         measurement=None if latency_ms is None else fake_world.measurement(latency_ms),
@@ -31,6 +39,25 @@ def test_finalists_are_the_fastest_that_ran_and_nearly_as_fast_as_each_other() -
     assert names(finalists(programs, 3)) == ["a", "c"]
     assert names(finalists(programs, 1)) == ["a"]
     assert finalists([program("x", None)], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "alone_ms", "expected"),
+    [
+        (0.004, 2.0, ["a", "b", "alone"]),
+        (0.004, 1.05, ["a", "alone", "b"]),
+        (0.004, 2.6, ["a", "b", "c"]),
+        (1.0, 1.3, ["a", "b", "c"]),
+    ],
+)
+def test_of_a_small_task_one_finalist_runs_on_one_core(
+    scale: float, alone_ms: float, expected: list[str]
+) -> None:
+    """Unless it takes much longer, or is among the fastest anyway."""
+    programs = [program(n, scale * ms) for n, ms in (("a", 1.0), ("b", 1.1), ("c", 1.15))]
+    programs.append(program("alone", scale * alone_ms, trace=ONE_CORE))
+    assert names(finalists(programs, 3)) == expected
+    assert names(finalists(programs, 1)) == ["a"]
 
 
 def test_a_line_up_has_a_program_for_every_task_that_has_one() -> None:

@@ -23,10 +23,6 @@ from workers.compiling.intrinsics import load_intrinsics
 from workers.compiling.spaces import space_generator
 from workers.compiling.trace import dump_trace, search_part, transplants, without_threads
 
-THREADS_MATTER_MS = 0.03
-"""Programs faster than this may be faster still on one core: starting and joining threads takes 1
-to 7 microseconds on two cores of a server, more on the slow cores of a phone."""
-
 
 class ScheduleSpace:
     """The design space of one target: its post-processors, and how traces become schedules."""

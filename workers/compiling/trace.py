@@ -99,6 +99,11 @@ def with_decisions_of(text: str, other: str) -> str | None:
     return json.dumps([instructions, decisions], separators=(",", ":"))
 
 
+def uses_threads(text: str) -> bool:
+    """Whether the program runs a loop in parallel."""
+    return without_threads(text) is not None
+
+
 def without_threads(text: str) -> str | None:
     """The trace's search part with no loop run in parallel; None where none is.
 

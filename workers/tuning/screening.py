@@ -15,10 +15,11 @@ from schemas.config import TuneConfig
 from schemas.network import Trained
 from schemas.table import Program
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
-from workers.compiling.programs import THREADS_MATTER_MS, ScheduleSpace, program_id, trace_text
+from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.tasks import Workload
 from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
+from workers.tuning.finalists import THREADS_MATTER_MS
 from workers.tuning.stored import fastest, representatives, task_latency
 from workers.tuning.trials import Trial, Trials
 from workers.tuning.tuner import Tuner

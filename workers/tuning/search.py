@@ -20,14 +20,10 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from schemas.table import Program, Task
-from workers.compiling.programs import (
-    THREADS_MATTER_MS,
-    ScheduleSpace,
-    program_id,
-    trace_text,
-)
+from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.spaces import space_generator
 from workers.compiling.trace import with_decisions_of
+from workers.tuning.finalists import THREADS_MATTER_MS
 
 _FEW_MACS = 250_000
 """Multiplications that one core may do in the time that starting threads takes, about."""
