@@ -46,11 +46,14 @@ def whole_cuts(view: View) -> list[Candidate]:
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):
-        cut = _cut(sites, found, widths, view.losses, share)
-        if cut:
+        while share <= _LEAST_CUT:
+            cut = _cut(sites, found, widths, view.losses, share)
             candidate = candidate_of("", NAME, current, groups, cut, long_training=True)
-            made.setdefault(candidate.candidate_id, candidate)
-    return [item for item in made.values() if item.candidate_id not in view.tried]
+            if cut and candidate.candidate_id not in view.tried:
+                made.setdefault(candidate.candidate_id, candidate)
+                break
+            share = math.sqrt(share)
+    return list(made.values())
 
 
 def needs_recovery(view: View) -> bool:
@@ -183,8 +186,7 @@ def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ..
         if decision.accepted:
             parent = then
     if since:
-        half = math.sqrt(since[-1])
-        return (half,) if half <= _LEAST_CUT else ()
+        return (math.sqrt(since[-1]),)
     return (min(before[-1], _AFTER_RECOVERY),) if before else FIRST_SHARES
 
 

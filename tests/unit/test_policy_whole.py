@@ -157,6 +157,12 @@ def test_after_a_long_training_the_last_lost_cut_is_tried_again() -> None:
     assert kept(again) > max(FIRST_SHARES)
 
 
+def test_a_long_training_that_changed_nothing_does_not_end_the_cuts() -> None:
+    decisions = [lost(candidate) for candidate in whole_cuts(view())]
+    (shallower,) = whole_cuts(view(*decisions, recovered_after=len(decisions)))
+    assert max(FIRST_SHARES) < kept(shallower) < 1.0, "what was tried already is not tried again"
+
+
 def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:
     failed: list[Decision] = []
     while found := whole_cuts(view(*failed)):
