@@ -9,7 +9,7 @@ from orchestrator.store.memory import MemoryLedger
 from schemas.config import RunConfig
 from schemas.network import NetworkInfo, Structure, Trained
 from schemas.table import Program
-from schemas.work import TuneWork
+from schemas.work import Candidate, ScreenWork, TuneWork
 from workers.context import RunContext
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
@@ -91,6 +91,21 @@ def tune_work(trials: int, /, *modules: str, **changes: object) -> TuneWork:
     """Tune the dense network's tasks behind ``modules``."""
     values = {"target": TARGET, "network": network(), "trials_per_task": trials, **changes}
     return TuneWork.model_validate({**values, "modules": modules or None})
+
+
+def screen_work(layer: str, before: int, after: int) -> ScreenWork:
+    """Screen the dense network with one layer's group cut."""
+    candidate = Candidate(
+        candidate_id="candidate",
+        task_id="task",
+        task_name="task",
+        parent=network(),
+        structure=Structure(widths={layer: after}),
+        groups=(layer,),
+        widths_before=(before,),
+        widths_after=(after,),
+    )
+    return ScreenWork(target=TARGET, candidate=candidate)
 
 
 def restarted(worker: TuningWorker, **changes: object) -> Tuner:

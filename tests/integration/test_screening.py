@@ -7,15 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import tuning_world
-from tuning_world import Table, network, tune_work
+from tuning_world import Table, screen_work, tune_work
 
-from schemas.work import Candidate, Screened, ScreenWork
+from schemas.work import Screened
 from workers.tuning import screening
 from workers.tuning.screening import Screener
 from workers.tuning.worker import TuningWorker
 
 LAYER, TRIALS = "layer2.0.conv1", 3
-PRUNED = network(layer2__0__conv1=8)
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +38,7 @@ def table(worker: TuningWorker) -> Iterator[Table]:
 
 
 def screen(worker: TuningWorker) -> Screened:
-    candidate = Candidate(
-        candidate_id="candidate",
-        task_id="task",
-        task_name="task",
-        parent=network(),
-        structure=PRUNED.structure,
-        groups=(LAYER,),
-        widths_before=(16,),
-        widths_after=(8,),
-    )
-    return worker._screener.screen(ScreenWork(target="host", candidate=candidate))
+    return worker._screener.screen(screen_work(LAYER, 16, 8))
 
 
 def searched(table: Table, before: set[str]) -> Counter[str]:

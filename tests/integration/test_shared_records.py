@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tuning_world
-from tuning_world import network, restarted, tune_work
+from tuning_world import network, restarted, screen_work, tune_work
 
 from orchestrator.machine import start
 from orchestrator.store.reader import LEDGER, record_of
@@ -19,7 +19,7 @@ from orchestrator.summary import summarise
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
 from schemas.table import Program, Sample
-from schemas.work import Candidate, Screened, ScreenWork, Tuned, TuneWork
+from schemas.work import Screened, ScreenWork, Tuned, TuneWork
 from workers.tuning.search import Search
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
@@ -62,17 +62,7 @@ class Run:
 
     def screen(self) -> Screened:
         """Transplant the layer's program to the pruned network."""
-        candidate = Candidate(
-            candidate_id="candidate",
-            task_id="task",
-            task_name="task",
-            parent=network(),
-            structure=PRUNED.structure,
-            groups=(LAYER,),
-            widths_before=(16,),
-            widths_after=(8,),
-        )
-        work = ScreenWork(target="host", candidate=candidate)
+        work = screen_work(LAYER, 16, 8)
         self._tuner()
         outcome = self._worker._screener.screen(work)
         self._note(work, outcome)
