@@ -97,7 +97,8 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
         case Proposing():
             learnt = parts.screenings_so_far(state.search, config)
             known = state.search
-            return (*own, known.prepare_key, known.trained_key, known.tuned_key, *learnt)
+            lost = parts.lost_keys(known)
+            return (*own, known.prepare_key, known.trained_key, known.tuned_key, *learnt, *lost)
         case FinishTuning():
             return (*own, finish.final_tuning(state, config).key)
         case Judging():

@@ -12,6 +12,7 @@ from orchestrator.reading import get, programs_of, sensitivities_of
 from orchestrator.search_parts import (
     back,
     dense_tuning,
+    lost_keys,
     rejected,
     retuning,
     screening,
@@ -43,6 +44,7 @@ from orchestrator.transition import Clock, Transition
 from orchestrator.wording import count
 from schemas.config import RunConfig
 from schemas.work import (
+    FineTuned,
     Outcome,
     Prepared,
     PrepareWork,
@@ -139,6 +141,7 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
             if (screened := get(outcomes, key, Screened)).tuned is not None
         ],
         sensitivities=sensitivities_of(outcomes, found.trained_key),
+        lost={key: get(outcomes, key, FineTuned).network for key in lost_keys(found)},
     )
     proposal = policy.propose(view)
     if proposal.recovery:

@@ -23,6 +23,7 @@ from orchestrator.states import (
 from orchestrator.transition import Clock, Transition
 from orchestrator.wording import count
 from schemas.config import RunConfig
+from schemas.network import Trained
 from schemas.work import (
     Candidate,
     CompareWork,
@@ -68,12 +69,17 @@ def screenings_so_far(found: Search, config: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for key in keys if key is not None))
 
 
+def lost_keys(found: Search) -> tuple[str, ...]:
+    """Keys of the trainings of cuts that lost too much accuracy, which may go on."""
+    return tuple(item.fine_tune_key for item in found.lost_cuts if item.fine_tune_key is not None)
+
+
 def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
     """The training of one candidate; the same for every target that asks for it."""
     recipe = config.fine_tune
     is_long = candidate.long_training
     return FineTuneWork(
-        parent=candidate.parent,
+        parent=candidate.trained_from or candidate.parent,
         structure=candidate.structure,
         epochs=recipe.long_epochs if is_long else recipe.short_epochs,
         learning_rate=recipe.long_learning_rate if is_long else recipe.short_learning_rate,
@@ -142,7 +148,7 @@ def decision_of(
     *,
     accepted: bool,
     reason: str,
-    trained: bool = False,
+    trained: Trained | None = None,
     compare_key: str | None = None,
     not_faster: bool = False,
     slower: tuple[str, ...] = (),
@@ -159,6 +165,7 @@ def decision_of(
         screen_key=screening(state, candidate, config).key if screens else None,
         fine_tune_key=fine_tuning(candidate, config).key if trained else None,
         compare_key=compare_key,
+        val_accuracy=trained.val_accuracy if trained else None,
         accepted=accepted,
         not_faster=not_faster,
         slower=slower,
@@ -171,7 +178,7 @@ def rejected(
     rejection: Rejection,
     config: RunConfig,
     *,
-    trained: bool = False,
+    trained: Trained | None = None,
     not_faster: bool = False,
     slower: tuple[str, ...] = (),
 ) -> Decision:
@@ -203,7 +210,12 @@ def taken_unmeasured(
     """Accept a candidate whose latency its policy does not ask for."""
     reason = f"accepted: validation accuracy {contender.network.val_accuracy:.4f}"
     decision = decision_of(
-        state, contender.candidate, config, accepted=True, reason=reason, trained=True
+        state,
+        contender.candidate,
+        config,
+        accepted=True,
+        reason=reason,
+        trained=contender.network,
     )
     update = {
         "current": contender.network,

@@ -37,6 +37,7 @@ class Decision(Schema):
     screen_key: str | None = Field(description="None for a policy that does not screen.")
     fine_tune_key: str | None = None
     compare_key: str | None = None
+    val_accuracy: float | None = Field(default=None, description="None where it was not trained.")
     accepted: bool
     not_faster: bool = Field(
         default=False, description="Refused by its programs, or compared with its parent."
@@ -85,6 +86,13 @@ class Search(Schema):
     measured_programs: int = Field(default=0, description="By the search loop.")
     stopped_by: str = ""
     searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
+
+    @property
+    def lost_cuts(self) -> tuple[Decision, ...]:
+        """Cuts of the whole current network that lost too much accuracy."""
+        latest = max((n for n, item in enumerate(self.decisions) if item.accepted), default=-1)
+        since = self.decisions[max(latest + 1, self.recovered_after) :]
+        return tuple(item for item in since if item.lost_accuracy and not item.task_id)
 
     @property
     def ended_by_itself(self) -> bool:

@@ -56,6 +56,7 @@ def fine_tuned(
         get(outcomes, fine_tuning(candidate, config).key, FineTuned).network
         for candidate in state.chosen
     ]
+    made = {item.candidate_id: n for item, n in zip(state.chosen, networks, strict=True)}
     for candidate, network in zip(state.chosen, networks, strict=True):
         further = candidate.structure == candidate.parent.structure  # it has to gain by that
         step_ratio = config.prune.step_accuracy_ratio if policy.gates_steps else float(further)
@@ -78,7 +79,10 @@ def fine_tuned(
     found = with_decisions(
         with_trainings(state.search, networks),
         [
-            *(rejected(state, item, config, trained=True) for item in failed),
+            *(
+                rejected(state, item, config, trained=made[item.candidate.candidate_id])
+                for item in failed
+            ),
             *(rejected(state, item, config) for item in dropped),
         ],
     )
@@ -113,7 +117,7 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
             state,
             item.candidate,
             config,
-            trained=True,
+            trained=item.network,
             compare_key=keys[name],
             accepted=name == verdict.accepted,
             not_faster=name in verdict.not_faster,

@@ -19,7 +19,9 @@ from schemas.table import Comparison, Measurement, NetworkTable
 class Candidate(Schema):
     """A parent network plus new widths for the groups behind one task."""
 
-    candidate_id: str = Field(description="sha256 (first 16 digits) of parent weights and widths.")
+    candidate_id: str = Field(
+        description="sha256 (first 16 digits) of the weights its training begins with, and widths."
+    )
     task_id: str
     task_name: str
     parent: Trained
@@ -29,6 +31,11 @@ class Candidate(Schema):
     widths_after: tuple[int, ...]
     long_training: bool = Field(
         default=False, description="Whether it is trained as long as the final network is."
+    )
+    trained_from: Trained | None = Field(
+        default=None,
+        description="The network of this structure whose training goes on; None to begin with the "
+        "parent's weights.",
     )
     predicted_ms: float | None = Field(
         default=None, description="Sum of its programs by a latency model, before any was measured."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.policies.judge import Verdict
@@ -11,7 +11,7 @@ from orchestrator.policies.screen import ScreenDecision
 from orchestrator.states import Contender, Decision, RankedTask, Search
 from schemas.base import Schema
 from schemas.config import PruneConfig
-from schemas.network import Sensitivity
+from schemas.network import Sensitivity, Trained
 from schemas.table import Comparison
 from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
 
@@ -29,6 +29,8 @@ class View:
     """Programs of all candidates screened so far, for a policy that learns."""
     sensitivities: Sequence[Sensitivity] = ()
     """Of the current network's groups."""
+    lost: Mapping[str, Trained] = field(default_factory=dict)
+    """The trained networks of ``search.lost_cuts``, by the key of their training."""
 
     @property
     def since_recovery(self) -> tuple[Decision, ...]:

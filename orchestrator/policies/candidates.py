@@ -82,13 +82,17 @@ def candidate_of(
     cut: Mapping[str, int],
     *,
     long_training: bool = False,
+    trained_from: Trained | None = None,
 ) -> Candidate:
-    """The parent with the widths of ``cut``. ``task_id`` and ``name`` say what it was made for."""
+    """The parent with the widths of ``cut``. ``task_id`` and ``name`` say what it was made for.
+
+    ``trained_from``: the network of these widths whose training goes on.
+    """
     dense = {group.group_id: group.channels for group in groups}
     before = parent.structure.widths
     structure = parent.structure.with_widths(dict(cut))
     return Candidate(
-        candidate_id=content_key(parent.weights, structure.widths)[:16],
+        candidate_id=content_key((trained_from or parent).weights, structure.widths)[:16],
         task_id=task_id,
         task_name=name,
         parent=parent,
@@ -97,4 +101,5 @@ def candidate_of(
         widths_before=tuple(before.get(group, dense[group]) for group in cut),
         widths_after=tuple(cut.values()),
         long_training=long_training,
+        trained_from=trained_from,
     )

@@ -44,7 +44,7 @@ def accuracy_refusal(
     val_accuracy: float, parent_val_accuracy: float, step_ratio: float, floor: float
 ) -> str:
     """Why the accuracy is too low for a step; empty when it is not."""
-    least = step_ratio * parent_val_accuracy
+    least = least_accuracy(parent_val_accuracy, step_ratio, 0.0)
     if val_accuracy < floor - _SLACK:
         return f"validation accuracy {val_accuracy:.4f}, below the floor of {floor:.4f}"
     if val_accuracy < least - _SLACK:
@@ -53,6 +53,11 @@ def accuracy_refusal(
             f"({step_ratio:g} of the parent's {parent_val_accuracy:.4f})"
         )
     return ""
+
+
+def least_accuracy(parent_val_accuracy: float, step_ratio: float, floor: float) -> float:
+    """What a step has to keep."""
+    return max(step_ratio * parent_val_accuracy, floor)
 
 
 def floor_of(dense_val_accuracy: float, prune: PruneConfig) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.policies.base import Proposal, View
+from orchestrator.policies.further import trained_further
 from orchestrator.policies.judge import Verdict, judge
 from orchestrator.policies.propose import propose
 from orchestrator.policies.screen import ScreenDecision, choose
@@ -29,26 +30,44 @@ class Parallel:
     def propose(self, view: View) -> Proposal:
         """Cuts of the whole network, and of the slowest tasks that are not set aside.
 
+        Where one candidate is trained in a round, and the whole network can be cut, that alone.
+
         Where steps were taken and the accuracy allows no further cut of the whole network, it is
         trained for long first: what that regains is spent on the whole network again.
         """
-        whole = whole_cuts(view)
+        whole = self.whole(view)
         if not whole and needs_recovery(view):
             return Proposal(candidates=(), recovery=True)
-        alone = propose(
+        alone = self.alone(view, whole, view.config)
+        candidates = (*whole, *alone.candidates)
+        return Proposal(
+            candidates=tuple(view.with_expected_loss(candidate) for candidate in candidates),
+            passed_over=alone.passed_over,
+        )
+
+    def whole(self, view: View) -> list[Candidate]:
+        """Cuts of the whole network; alone the one that was lost narrowly, where there is one."""
+        further = trained_further(view)
+        return [further] if further else whole_cuts(view)
+
+    def alone(self, view: View, whole: Sequence[Candidate], config: PruneConfig) -> Proposal:
+        """Cuts for single tasks: as many as ``config`` says, where others are trained beside the
+        whole ones. Without any of those the accuracy is used up, and they are trained for long."""
+        if whole and config.fine_tuned_per_round == 1:
+            return Proposal(candidates=())
+        found = propose(
             view.ranking,
             view.programs,
             view.prepared.groups,
             view.search.current,
             view.search.set_aside,
             view.tried,
-            view.config,
+            config,
         )
-        candidates = (*whole, *alone.candidates)
-        return Proposal(
-            candidates=tuple(view.with_expected_loss(candidate) for candidate in candidates),
-            passed_over=alone.passed_over,
-        )
+        if whole or not view.sensitivities:
+            return found
+        longer = [item.model_copy(update={"long_training": True}) for item in found.candidates]
+        return found.model_copy(update={"candidates": tuple(longer)})
 
     def choose(
         self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig

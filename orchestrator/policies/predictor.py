@@ -9,8 +9,7 @@ from __future__ import annotations
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.latency_model import LatencyModel, predicted_ms, samples_of
 from orchestrator.policies.parallel import Parallel
-from orchestrator.policies.propose import propose
-from orchestrator.policies.whole import needs_recovery, whole_cuts
+from orchestrator.policies.whole import needs_recovery
 
 DEPTHS = 8
 """Widths of each task that are looked at."""
@@ -27,20 +26,13 @@ class Predictor(Parallel):
 
     def propose(self, view: View) -> Proposal:
         """The candidates with the largest predicted gains."""
-        whole = whole_cuts(view)
+        whole = self.whole(view)
         if not whole and needs_recovery(view):
             return Proposal(candidates=(), recovery=True)
         prune = view.config
         groups, current = view.prepared.groups, view.search.current
-        found = propose(
-            view.ranking,
-            view.programs,
-            groups,
-            current,
-            view.search.set_aside,
-            view.tried,
-            prune.model_copy(update={"widths_per_task": max(DEPTHS, prune.widths_per_task)}),
-        )
+        depths = max(DEPTHS, prune.widths_per_task)
+        found = self.alone(view, whole, prune.model_copy(update={"widths_per_task": depths}))
         candidates = (*whole, *found.candidates)
         model = LatencyModel(samples_of([*view.screened, view.programs]))
         dense = {group.group_id: group.channels for group in groups}
@@ -50,7 +42,7 @@ class Predictor(Parallel):
             cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
             told_ms = predicted_ms(model, view.programs, groups, widths, cut)
             gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
-            if gain < 1.0 - prune.step_latency_ratio:
+            if gain < 1.0 - prune.step_latency_ratio and candidate.trained_from is None:
                 continue
             taken = sum(1.0 - width / widths[group] for group, width in cut.items())
             known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})

@@ -71,7 +71,7 @@ def _by_worth(faster: Sequence[tuple[float, Candidate]]) -> list[Candidate]:
     if len(known) < len(losses) or not faster:
         return []
     grain = _LOSS_GRAIN * max(known.values())
-    whole = [item for _, item in faster if item.long_training][:1]
+    whole = [item for _, item in faster if not item.task_id][:1]
     rest = [
         (-gain / max(known[item.candidate_id] + grain, sys.float_info.min), item.candidate_id, item)
         for gain, item in faster

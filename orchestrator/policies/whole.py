@@ -26,7 +26,8 @@ FIRST_SHARES = (0.5, 0.7)
 _AFTER_RECOVERY = 0.85
 """What the first candidate after a long training is to keep at most, where cuts were lost before:
 deep ones would be lost again, and one that hardly pays is not worth as long a training."""
-_LEAST_CUT = 0.95
+_LEAST_CUT = 0.9
+"""Not worth as long a training: to keep more than this."""
 _MOST_OF_A_GROUP = 0.5
 _NO_LOSS = 1e-12
 

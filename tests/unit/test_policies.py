@@ -153,7 +153,7 @@ def test_after_the_whole_network_what_gains_most_for_the_loss_expected_is_traine
     pairs = [
         (
             candidate(name).model_copy(
-                update={"expected_loss": loss, "long_training": name == "deep"}
+                update={"expected_loss": loss, "task_id": "" if name == "deep" else name}
             ),
             screened(name, after_ms),
         )

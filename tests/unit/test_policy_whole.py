@@ -10,8 +10,10 @@ import pytest
 
 from orchestrator.policies.base import View
 from orchestrator.policies.candidates import rank_tasks
+from orchestrator.policies.further import trained_further
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.whole import FIRST_SHARES, NAME, Sites, needs_recovery, whole_cuts
+from orchestrator.search_parts import fine_tuning
 from orchestrator.states import Decision
 from schemas.config import PruneConfig
 from schemas.network import Sensitivity, Structure
@@ -31,6 +33,7 @@ def view(
     structure: Structure | None = None,
     recovered_after: int = 0,
     losses: dict[str, float] | None = None,
+    per_round: int = 3,
 ) -> View:
     network = fake_world.network(structure)
     tuned = fake_world.tuned(network.structure, "host", unit=UNIT)
@@ -40,8 +43,11 @@ def view(
         ranking=rank_tasks(tuned),
         programs=tuned,
         prepared=Prepared(dense=fake_world.network(), groups=fake_world.groups()),
-        config=PruneConfig(max_accuracy_drop=0.05),
+        config=PruneConfig(
+            max_accuracy_drop=0.05, step_accuracy_ratio=0.9, fine_tuned_per_round=per_round
+        ),
         sensitivities=[sensitivity(group, whole) for group, whole in costs.items()],
+        lost={"trained": fake_world.network(accuracy=0.5)},
     )
 
 
@@ -161,6 +167,77 @@ def test_a_long_training_that_changed_nothing_does_not_end_the_cuts() -> None:
     decisions = [lost(candidate) for candidate in whole_cuts(view())]
     (shallower,) = whole_cuts(view(*decisions, recovered_after=len(decisions)))
     assert max(FIRST_SHARES) < kept(shallower) < 1.0, "what was tried already is not tried again"
+
+
+def trained_to(candidate: Candidate, *accuracies: float) -> View:
+    """A candidate that lost its accuracy, and was trained further, up to the last of these."""
+    decisions, networks = [], {}
+    for number, accuracy in enumerate(accuracies):
+        network = fake_world.network(candidate.structure, accuracy)
+        key = f"trained {number}"
+        networks[key] = network
+        decisions.append(
+            lost(candidate).model_copy(
+                update={
+                    "fine_tune_key": key,
+                    "val_accuracy": accuracy,
+                    "candidate_id": f"{candidate.candidate_id}{number}",
+                }
+            )
+        )
+    return replace(view(*decisions), lost=networks)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "goes_on"),
+    [
+        ((0.895,), True),
+        ((0.885,), False),  # FLOOR lacks more than a training is hoped to gain
+        ((0.892, 0.897), True),  # gained 0.005, lacks 0.003
+        ((0.892, 0.895), False),  # gained 0.003, lacks 0.005
+        ((0.895, 0.895), False),
+    ],
+)
+def test_a_cut_lost_narrowly_is_trained_further_as_long_as_that_promises_to_do(
+    accuracies: tuple[float, ...], goes_on: bool
+) -> None:
+    cut = whole_cuts(view())[0]
+    after = trained_to(cut, *accuracies)
+    again = trained_further(after)
+    assert (again is not None) == goes_on
+    if again is not None:
+        assert again.structure == cut.structure and again.groups == cut.groups
+        assert again.trained_from is not None and again.parent == after.search.current
+        assert again.trained_from.val_accuracy == accuracies[-1]
+        assert fine_tuning(again, fake_world.config()).parent == again.trained_from
+        whole = [item for item in Parallel().propose(after).candidates if not item.task_id]
+        assert [item.candidate_id for item in whole] == [again.candidate_id]
+
+
+def test_what_was_lost_before_a_step_or_a_long_training_is_not_trained_further() -> None:
+    first, weak = whole_cuts(view())
+    after = trained_to(first, 0.895)
+    taken = lost(weak).model_copy(update={"accepted": True})
+    (narrow,) = after.search.decisions
+    for search in (
+        fake_world.search(decisions=(narrow, taken)),
+        fake_world.search(decisions=(narrow,), recovered_after=1),
+    ):
+        assert search.lost_cuts == ()
+        assert trained_further(replace(after, search=search)) is None
+
+
+def test_single_tasks_are_cut_beside_the_whole_only_where_others_are_trained_too() -> None:
+    def alone(view: View) -> list[Candidate]:
+        return [item for item in Parallel().propose(view).candidates if item.task_id]
+
+    assert alone(view(per_round=2)) and not alone(view(per_round=1))
+    assert not any(item.long_training for item in alone(view(per_round=2)))
+    lost_all: list[Decision] = []
+    while found := whole_cuts(view(*lost_all)):
+        lost_all += [lost(candidate) for candidate in found]
+    left = alone(view(*lost_all, per_round=1))
+    assert left and all(item.long_training for item in left)
 
 
 def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:
