@@ -132,7 +132,7 @@ def with_trials(base: RunConfig, trials: int) -> RunConfig:
 def quick(base: RunConfig) -> RunConfig:
     """The quick form: few images, epochs, rounds and trials. Its figures prove little."""
     changes: dict[str, Any] = {
-        "train": {"epochs": min(base.train.epochs, 10)},
+        "train": {"epochs": min(base.train.epochs, 24)},
         "fine_tune": {
             "short_epochs": min(base.fine_tune.short_epochs, 1),
             "long_epochs": min(base.fine_tune.long_epochs, 4),

@@ -26,7 +26,7 @@ class View:
     prepared: Prepared
     config: PruneConfig
     screened: Sequence[Tuned] = ()
-    """Programs of all candidates screened so far, for a policy that learns."""
+    """Programs of all candidates screened so far, for a policy that learns from them."""
     sensitivities: Sequence[Sensitivity] = ()
     """Of the current network's groups."""
     lost: Mapping[str, Trained] = field(default_factory=dict)

@@ -33,6 +33,7 @@ class Ladder(Parallel):
 
     screening: ScreeningKind | None = None
     gates_steps = False
+    learns = False
 
     def rungs(self, view: View) -> list[tuple[str, Structure]]:
         """The structures, from the widest to the narrowest, with their names."""

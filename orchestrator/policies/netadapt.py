@@ -27,6 +27,7 @@ class NetAdapt(Parallel):
     """
 
     screening: ScreeningKind | None = "search"
+    learns = False
     gates_steps = False
 
     def propose(self, view: View) -> Proposal:

@@ -28,6 +28,7 @@ class Paper(Parallel):
     """
 
     recovers = False
+    learns = False
 
     def propose(self, view: View) -> Proposal:
         """The next step of the slowest task that is not passed over."""

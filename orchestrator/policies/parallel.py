@@ -24,7 +24,7 @@ class Parallel:
 
     screening: ScreeningKind | None = "transplant"
     gates_steps = True
-    learns = False
+    learns = True
     recovers = True
 
     def propose(self, view: View) -> Proposal:

@@ -22,8 +22,6 @@ class Predictor(Parallel):
     channels taken: half as many as ``Parallel`` screens, and at least one.
     """
 
-    learns = True
-
     def propose(self, view: View) -> Proposal:
         """The candidates with the largest predicted gains."""
         whole = self.whole(view)

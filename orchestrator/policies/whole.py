@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from orchestrator.policies.base import View
+from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import candidate_of, open_groups
+from orchestrator.policies.latency_model import samples_of
+from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
-from schemas.network import ChannelGroup, Sensitivity, Structure
-from schemas.work import Candidate, Tuned
+from schemas.network import Sensitivity, Structure
+from schemas.work import Candidate
 
 NAME = "the whole network"
 FIRST_SHARES = (0.5, 0.7)
@@ -43,7 +45,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     prunable = [group for group in groups if group.prunable]
     found, _ = open_groups(prunable, current.structure, view.programs, view.config)
     widths = _widths(view, current.structure)
-    sites = Sites(view.programs, groups)
+    sites = Sites(view.programs, groups, CallCosts(samples_of([*view.screened, view.programs])))
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):
@@ -81,49 +83,6 @@ def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
 def _without(group: GroupWidths, refused: set[tuple[str, int]]) -> GroupWidths:
     widths = tuple(width for width in group.widths if (group.group_id, width) not in refused)
     return group.model_copy(update={"widths": widths})
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A call: what it costs now, and the groups whose widths it goes with, once for each."""
-
-    cost_ms: float
-    groups: tuple[str, ...]
-
-
-class Sites:
-    """The calls of a network, taken to cost in proportion to their multiplications."""
-
-    def __init__(self, programs: Tuned, groups: Sequence[ChannelGroup]) -> None:
-        """``programs`` are those of the network itself."""
-        kinds = {task.task_id: task.kind for task in programs.table.tasks}
-        costs = {entry.task_id: entry.cost_ms for entry in programs.latencies}
-        self._all = []
-        self._of: dict[str, list[_Site]] = {group.group_id: [] for group in groups}
-        for subgraph in programs.table.subgraphs:
-            module = subgraph.module
-            computes = [g.group_id for g in groups if module in g.producers]
-            reads = [g.group_id for g in groups if module in g.consumers]
-            if kinds.get(subgraph.task_id) == "depthwise":
-                reads = []
-            site = _Site(costs.get(subgraph.task_id, 0.0), (*computes, *reads))
-            self._all.append(site)
-            for name in set(site.groups):
-                self._of[name].append(site)
-
-    def total_ms(self, shares: Mapping[str, float]) -> float:
-        """All calls, where groups keep these shares of the channels they have now."""
-        return _total(self._all, shares)
-
-    def of_ms(self, group: str, shares: Mapping[str, float]) -> float:
-        """The calls that compute or read a group's channels."""
-        return _total(self._of[group], shares)
-
-
-def _total(sites: Sequence[_Site], shares: Mapping[str, float]) -> float:
-    return sum(
-        site.cost_ms * math.prod(shares.get(name, 1.0) for name in site.groups) for site in sites
-    )
 
 
 def _cut(

@@ -9,10 +9,12 @@ import fake_world
 import pytest
 
 from orchestrator.policies.base import View
+from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.further import trained_further
 from orchestrator.policies.parallel import Parallel
-from orchestrator.policies.whole import FIRST_SHARES, NAME, Sites, needs_recovery, whole_cuts
+from orchestrator.policies.whole import FIRST_SHARES, NAME, needs_recovery, whole_cuts
+from orchestrator.policies.sites import Sites
 from orchestrator.search_parts import fine_tuning
 from orchestrator.states import Decision
 from schemas.config import PruneConfig
@@ -263,7 +265,7 @@ def test_a_depthwise_call_goes_with_its_width_once() -> None:
     ]
     for kinds, power in ((tuned.table.tasks, 2), (tasks, 1)):
         table = tuned.table.model_copy(update={"tasks": kinds})
-        sites = Sites(tuned.model_copy(update={"table": table}), groups)
+        sites = Sites(tuned.model_copy(update={"table": table}), groups, CallCosts({}))
         before = {s.module: s.task_id for s in table.subgraphs}
         costs = [tuned.latency(before[name]).cost_ms for name in ("deep", "head")]
         expected = 0.5 * costs[0] + 0.5**power * costs[1]

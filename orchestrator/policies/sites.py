@@ -1,0 +1,63 @@
+"""The calls of a network, and what they would take with other widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.policies.call_costs import CallCosts
+from orchestrator.policies.latency_model import Shape, shapes_of
+from schemas.network import ChannelGroup
+from schemas.work import Tuned
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A call: what it costs now, and the groups whose channels it computes and reads."""
+
+    cost_ms: float
+    shape: Shape
+    computes: tuple[str, ...]
+    reads: tuple[str, ...]
+
+    def ms(self, costs: CallCosts, shares: Mapping[str, float]) -> float:
+        outputs, inputs = (
+            math.prod(shares.get(name, 1.0) for name in names)
+            for names in (self.computes, self.reads)
+        )
+        return self.cost_ms * costs.ratio(self.shape, outputs, inputs)
+
+
+class Sites:
+    """The calls of a network: each is what was measured, times a ratio from what is known of costs.
+
+    Where groups keep a share of the channels that they have now.
+    """
+
+    def __init__(self, programs: Tuned, groups: Sequence[ChannelGroup], costs: CallCosts) -> None:
+        """``programs`` are those of the network itself."""
+        shapes = shapes_of(programs.table)
+        measured = {entry.task_id: entry.cost_ms for entry in programs.latencies}
+        self._costs = costs
+        self._all: list[_Site] = []
+        self._of: dict[str, list[_Site]] = {group.group_id: [] for group in groups}
+        for subgraph in programs.table.subgraphs:
+            module = subgraph.module
+            site = _Site(
+                measured.get(subgraph.task_id, 0.0),
+                shapes[subgraph.task_id],
+                tuple(g.group_id for g in groups if module in g.producers),
+                tuple(g.group_id for g in groups if module in g.consumers),
+            )
+            self._all.append(site)
+            for name in {*site.computes, *site.reads}:
+                self._of[name].append(site)
+
+    def total_ms(self, shares: Mapping[str, float]) -> float:
+        """All calls."""
+        return sum(site.ms(self._costs, shares) for site in self._all)
+
+    def of_ms(self, group: str, shares: Mapping[str, float]) -> float:
+        """The calls that compute or read a group's channels."""
+        return sum(site.ms(self._costs, shares) for site in self._of[group])
