@@ -13,8 +13,8 @@ from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.further import trained_further
 from orchestrator.policies.parallel import Parallel
-from orchestrator.policies.whole import FIRST_SHARES, NAME, needs_recovery, whole_cuts
 from orchestrator.policies.sites import Sites
+from orchestrator.policies.whole import FIRST_SHARES, NAME, needs_recovery, whole_cuts
 from orchestrator.search_parts import fine_tuning
 from orchestrator.states import Decision
 from schemas.config import PruneConfig
