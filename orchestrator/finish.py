@@ -9,6 +9,7 @@ from orchestrator.policies.gates import meets_floor
 from orchestrator.policies.judge import ACCURACY_GRAIN
 from orchestrator.policies.names import POLICIES
 from orchestrator.reading import get, programs_of
+from orchestrator.search_parts import long_training
 from orchestrator.speedup import in_words, is_dense, verdict_of
 from orchestrator.spending import with_trainings
 from orchestrator.states import Done, Exporting, FinishTraining, FinishTuning, Ranking, Search
@@ -24,14 +25,8 @@ def training(state: FinishTraining, config: RunConfig) -> tuple[FineTuneWork, ..
     """The long training; none for the dense network, nor for one that was trained so already."""
     if not _has_new_steps(state.search) or not config.fine_tune.long_epochs:
         return ()
-    return (
-        FineTuneWork(
-            parent=state.search.current,
-            structure=state.search.current.structure,
-            epochs=config.fine_tune.long_epochs,
-            learning_rate=config.fine_tune.long_learning_rate,
-        ),
-    )
+    current = state.search.current
+    return (long_training(current, current.structure, config),)
 
 
 def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:

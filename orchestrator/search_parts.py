@@ -23,7 +23,7 @@ from orchestrator.states import (
 from orchestrator.transition import Clock, Transition
 from orchestrator.wording import count
 from schemas.config import RunConfig
-from schemas.network import Trained
+from schemas.network import Structure, Trained
 from schemas.work import (
     Candidate,
     CompareWork,
@@ -76,13 +76,26 @@ def lost_keys(found: Search) -> tuple[str, ...]:
 
 def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
     """The training of one candidate; the same for every target that asks for it."""
-    recipe = config.fine_tune
-    is_long = candidate.long_training
+    start = candidate.trained_from or candidate.parent
+    if candidate.long_training:
+        return long_training(start, candidate.structure, config)
     return FineTuneWork(
-        parent=candidate.trained_from or candidate.parent,
+        parent=start,
         structure=candidate.structure,
-        epochs=recipe.long_epochs if is_long else recipe.short_epochs,
-        learning_rate=recipe.long_learning_rate if is_long else recipe.short_learning_rate,
+        epochs=config.fine_tune.short_epochs,
+        learning_rate=config.fine_tune.short_learning_rate,
+    )
+
+
+def long_training(start: Trained, structure: Structure, config: RunConfig) -> FineTuneWork:
+    """A training as long as the final network's; more gently where one has gone before."""
+    recipe = config.fine_tune
+    goes_on = start.structure == structure and start.epochs >= recipe.long_epochs
+    return FineTuneWork(
+        parent=start,
+        structure=structure,
+        epochs=recipe.long_epochs,
+        learning_rate=recipe.further_learning_rate if goes_on else recipe.long_learning_rate,
     )
 
 

@@ -149,6 +149,12 @@ class FineTuneConfig(Section):
         description="Epochs of the final network, and before a cut of the whole network is judged.",
     )
     long_learning_rate: float = Field(default=0.02, gt=0.0)
+    further_learning_rate: float = Field(
+        default=0.005,
+        gt=0.0,
+        description="Of a long training that goes on with a network of the same widths that had "
+        "one.",
+    )
     max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
 
 

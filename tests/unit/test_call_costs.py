@@ -20,7 +20,9 @@ def shape(outputs: int, inputs: int, pixels: int = 256) -> Shape:
 
 def rounded(one: Shape, lanes: int, constant_ms: float = 0.0) -> float:
     """A device that computes so many channels at once, whether they are used or not."""
-    return constant_ms + NS_PER_MAC * one.macs / one.outputs * math.ceil(one.outputs / lanes) * lanes
+    return (
+        constant_ms + NS_PER_MAC * one.macs / one.outputs * math.ceil(one.outputs / lanes) * lanes
+    )
 
 
 SHAPES = [
