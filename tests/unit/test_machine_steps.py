@@ -9,6 +9,7 @@ from machine_world import CLOCK, World
 from orchestrator import machine
 from orchestrator.finish import baseline_trials
 from orchestrator.policies.whole import NAME
+from orchestrator.search_parts import long_training
 from orchestrator.states import (
     ALLOWED,
     TRANSITIONS,
@@ -197,6 +198,22 @@ def test_the_search_does_not_go_on_where_a_budget_ended_it_or_nothing_is_to_spar
     barely = fake_world.network(state.search.current.structure, state.search.floor + 0.001)
     following = world.step(state, {"fine_tune": FineTuned(network=barely)})
     assert isinstance(following, FinishTuning) and following.final == barely
+
+
+def test_a_long_training_that_follows_another_is_gentler() -> None:
+    config = fake_world.config(fine_tune={"long_epochs": 4})
+    rates = config.fine_tune
+    short, narrower = fake_world.network(), Structure(widths={"flat": 8})
+    long = short.model_copy(update={"epochs": 4})
+    for start, structure, rate in (
+        (short, short.structure, rates.long_learning_rate),
+        (long, narrower, rates.long_learning_rate),
+        (long, long.structure, rates.further_learning_rate),
+    ):
+        work = long_training(start, structure, config)
+        assert work.epochs == 4 and work.learning_rate == rate
+        assert work.parent == start and work.structure == structure
+    assert rates.further_learning_rate < rates.long_learning_rate
 
 
 def prepared_with(**losses: float) -> Prepared:
