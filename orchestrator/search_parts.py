@@ -78,7 +78,7 @@ def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
     """The training of one candidate; the same for every target that asks for it."""
     start = candidate.trained_from or candidate.parent
     if candidate.long_training:
-        return long_training(start, candidate.structure, config)
+        return long_training(start, candidate.structure, config, candidate.trained_further)
     return FineTuneWork(
         parent=start,
         structure=candidate.structure,
@@ -87,15 +87,22 @@ def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
     )
 
 
-def long_training(start: Trained, structure: Structure, config: RunConfig) -> FineTuneWork:
-    """A training as long as the final network's; more gently where one has gone before."""
+def long_training(
+    start: Trained, structure: Structure, config: RunConfig, further: int = 0
+) -> FineTuneWork:
+    """A training as long as the final network's; more gently where one has gone before.
+
+    Each time that it goes on, by ``further``, with half of the learning rate.
+    """
     recipe = config.fine_tune
     goes_on = start.structure == structure and start.epochs >= recipe.long_epochs
     return FineTuneWork(
         parent=start,
         structure=structure,
         epochs=recipe.long_epochs,
-        learning_rate=recipe.further_learning_rate if goes_on else recipe.long_learning_rate,
+        learning_rate=recipe.further_learning_rate / 2 ** max(0, further - 1)
+        if goes_on
+        else recipe.long_learning_rate,
     )
 
 

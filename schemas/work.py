@@ -37,6 +37,9 @@ class Candidate(Schema):
         description="The network of this structure whose training goes on; None to begin with the "
         "parent's weights.",
     )
+    trained_further: int = Field(
+        default=0, description="Number of times that its training has gone on, with this one."
+    )
     predicted_ms: float | None = Field(
         default=None, description="Sum of its programs by a latency model, before any was measured."
     )

@@ -83,16 +83,18 @@ def candidate_of(
     *,
     long_training: bool = False,
     trained_from: Trained | None = None,
+    trained_further: int = 0,
 ) -> Candidate:
     """The parent with the widths of ``cut``. ``task_id`` and ``name`` say what it was made for.
 
-    ``trained_from``: the network of these widths whose training goes on.
+    ``trained_from``: the network of these widths whose training goes on, for so many times.
     """
     dense = {group.group_id: group.channels for group in groups}
+    begins = (trained_from.weights, trained_further) if trained_from else (parent.weights,)
     before = parent.structure.widths
     structure = parent.structure.with_widths(dict(cut))
     return Candidate(
-        candidate_id=content_key((trained_from or parent).weights, structure.widths)[:16],
+        candidate_id=content_key(*begins, structure.widths)[:16],
         task_id=task_id,
         task_name=name,
         parent=parent,
@@ -102,4 +104,5 @@ def candidate_of(
         widths_after=tuple(cut.values()),
         long_training=long_training,
         trained_from=trained_from,
+        trained_further=trained_further,
     )

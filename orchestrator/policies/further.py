@@ -9,42 +9,40 @@ from __future__ import annotations
 from orchestrator.policies.base import View
 from orchestrator.policies.candidates import candidate_of
 from orchestrator.policies.gates import least_accuracy
+from orchestrator.policies.judge import ACCURACY_GRAIN
 from schemas.work import Candidate
 
 NARROWLY = 0.01
 """Of accuracy: what the first further training is hoped to gain at most."""
+MOST_TIMES = 3
+_SUFFIX = ", trained further"
 
 
 def trained_further(view: View) -> Candidate | None:
     """The most accurate of the lost cuts of the current network again, from where it got to.
 
-    Again and again, as long as the last such training gained what is still missing.
+    As long as what is missing is no more than the last such training gained, or than a validation
+    split tells, and at most ``MOST_TIMES``.
     """
     found = view.search
     lost = [(item, view.lost[item.fine_tune_key]) for item in found.lost_cuts if item.fine_tune_key]
     if not lost:
         return None
-    last, network = max(lost, key=lambda pair: pair[1].val_accuracy)
-    before = [
-        other.val_accuracy
-        for item, other in lost
-        if item.structure == last.structure and other is not network
-    ]
-    gained = network.val_accuracy - max(before) if before else NARROWLY
+    best, network = max(lost, key=lambda pair: pair[1].val_accuracy)
+    tries = [other.val_accuracy for item, other in lost if item.structure == best.structure]
+    times = len(tries) - 1
+    hoped = max(tries[-1] - max(tries[:-1]), ACCURACY_GRAIN) if times else NARROWLY
     ratio = view.config.step_accuracy_ratio
     missing = least_accuracy(found.current.val_accuracy, ratio, found.floor) - network.val_accuracy
-    if missing > gained:
+    if missing > hoped or times == MOST_TIMES:
         return None
-    candidate = candidate_of(
+    return candidate_of(
         "",
-        f"{last.task_name.removesuffix(_SUFFIX)}{_SUFFIX}",
+        f"{best.task_name.removesuffix(_SUFFIX)}{_SUFFIX}",
         found.current,
         view.prepared.groups,
-        {group: last.structure.widths[group] for group in last.groups},
+        {group: best.structure.widths[group] for group in best.groups},
         long_training=True,
         trained_from=network,
+        trained_further=times + 1,
     )
-    return None if candidate.candidate_id in view.tried else candidate
-
-
-_SUFFIX = ", trained further"
