@@ -186,6 +186,7 @@ def decision_of(
         fine_tune_key=fine_tuning(candidate, config).key if trained else None,
         compare_key=compare_key,
         val_accuracy=trained.val_accuracy if trained else None,
+        trained_further=candidate.trained_further,
         accepted=accepted,
         not_faster=not_faster,
         slower=slower,

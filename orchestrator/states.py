@@ -38,6 +38,9 @@ class Decision(Schema):
     fine_tune_key: str | None = None
     compare_key: str | None = None
     val_accuracy: float | None = Field(default=None, description="None where it was not trained.")
+    trained_further: int = Field(
+        default=0, description="Number of times that its training had gone on."
+    )
     accepted: bool
     not_faster: bool = Field(
         default=False, description="Refused by its programs, or compared with its parent."
@@ -92,7 +95,11 @@ class Search(Schema):
         """Cuts of the whole current network that lost too much accuracy."""
         latest = max((n for n, item in enumerate(self.decisions) if item.accepted), default=-1)
         since = self.decisions[max(latest + 1, self.recovered_after) :]
-        return tuple(item for item in since if item.lost_accuracy and not item.task_id)
+        return tuple(
+            item
+            for item in since
+            if item.lost_accuracy and not item.task_id and item.structure != self.current.structure
+        )
 
     @property
     def ended_by_itself(self) -> bool:

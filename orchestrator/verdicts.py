@@ -63,6 +63,8 @@ def fine_tuned(
         reason = accuracy_refusal(
             network.val_accuracy, candidate.parent.val_accuracy, step_ratio, state.search.floor
         )
+        if further and network.weights == candidate.parent.weights:
+            reason = "the training gained nothing"
         if reason:
             failed.append(Rejection(candidate=candidate, reason=reason))
         else:

@@ -18,10 +18,11 @@ MOST_TIMES = 3
 _SUFFIX = ", trained further"
 
 
-def trained_further(view: View) -> Candidate | None:
+def trained_further(view: View, step_ratio: float) -> Candidate | None:
     """The most accurate of the lost cuts of the current network again, from where it got to.
 
-    As long as what is missing is no more than the last such training gained, or than a validation
+    ``step_ratio``: of the current network's accuracy, what a step has to keep besides the floor. As
+    long as what is missing is no more than the last such training gained, or than a validation
     split tells, and at most ``MOST_TIMES``.
     """
     found = view.search
@@ -32,8 +33,8 @@ def trained_further(view: View) -> Candidate | None:
     tries = [other.val_accuracy for item, other in lost if item.structure == best.structure]
     times = len(tries) - 1
     hoped = max(tries[-1] - max(tries[:-1]), ACCURACY_GRAIN) if times else NARROWLY
-    ratio = view.config.step_accuracy_ratio
-    missing = least_accuracy(found.current.val_accuracy, ratio, found.floor) - network.val_accuracy
+    least = least_accuracy(found.current.val_accuracy, step_ratio, found.floor)
+    missing = least - network.val_accuracy
     if missing > hoped or times == MOST_TIMES:
         return None
     return candidate_of(

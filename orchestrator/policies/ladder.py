@@ -1,18 +1,22 @@
 """Policies for comparison that know one ratio for the whole network: uniform and global pruning.
 
 Candidates are rungs of a ladder of ever narrower structures. The search climbs down it while the
-floor is met, the steps halved when it is not; between two attempts at the last step the network is
-trained further. Latency is not looked at.
+floor is met, the steps halved when it is not. A rung that misses it narrowly is trained further, as
+our cuts are; between two attempts at the last step the network that was reached is. Latency is not
+looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.candidates import candidate_of, least_of
+from orchestrator.policies.further import trained_further
 from orchestrator.policies.parallel import Parallel
+from orchestrator.states import Decision
 from schemas.network import Structure
 from schemas.work import ScreeningKind
 
@@ -41,10 +45,15 @@ class Ladder(Parallel):
 
     def propose(self, view: View) -> Proposal:
         """The next rung, from the network that has been reached."""
-        rungs = self.rungs(view)
-        accepted = [decision.accepted for decision in view.search.decisions]
+        further = trained_further(view, 0.0)
+        if further:
+            return Proposal(candidates=(further,))
+        rungs, decisions = self.rungs(view), view.search.decisions
         move = next_move(
-            len(rungs), accepted, view.config.least_candidates, view.search.recovered_after
+            len(rungs),
+            attempts_of(decisions),
+            view.config.least_candidates,
+            len(attempts_of(decisions[: view.search.recovered_after])),
         )
         if move is None:
             return Proposal(candidates=(), passed_over=("the floor does not allow a narrower one",))
@@ -84,18 +93,35 @@ class Global(Ladder):
         return [(f"global pruning, rung {n} of {len(ladder)}", s) for n, s in enumerate(ladder, 1)]
 
 
+class Attempt(NamedTuple):
+    """Whether a rung met the floor in the end, and how many candidates were trained till then."""
+
+    met: bool
+    trained: int
+
+
+def attempts_of(decisions: Sequence[Decision]) -> list[Attempt]:
+    """The decisions, those about a rung that was trained further as one."""
+    found: list[Attempt] = []
+    for trained, decision in enumerate(decisions, 1):
+        if decision.trained_further:
+            found.pop()
+        found.append(Attempt(decision.accepted, trained))
+    return found
+
+
 def next_move(
-    rungs: int, accepted: Sequence[bool], least_candidates: int = 0, trained_long: int = 0
+    rungs: int, attempts: Sequence[Attempt], least_candidates: int = 0, trained_long: int = 0
 ) -> Move | None:
-    """What follows these decisions; None at the end of the ladder.
+    """What follows these attempts; None at the end of the ladder.
 
     The first steps are a quarter of the ladder. A single step that misses the floor is tried once
     more after further training, and again while fewer than ``least_candidates`` were decided; and
-    once more where the network was trained for long after the first ``trained_long`` decisions.
+    once more where the network was trained for long after the first ``trained_long`` attempts.
     """
     reached, step = -1, max(1, rungs // 4)
     recovers = recovered = ended = False
-    for number, met in enumerate(accepted):
+    for number, (met, trained) in enumerate(attempts):
         if number and number == trained_long:
             recovers, recovered, ended = False, True, False
         if recovers:
@@ -104,11 +130,11 @@ def next_move(
             reached, recovered = min(reached + step, rungs - 1), False
         elif step > 1:
             step //= 2
-        elif recovered and number + 1 >= least_candidates:
+        elif recovered and trained >= least_candidates:
             ended = True
         else:
             recovers = True
-    if trained_long and trained_long == len(accepted):
+    if trained_long and trained_long == len(attempts):
         recovers = ended = False
     if ended or reached == rungs - 1 or (recovers and reached < 0):
         return None

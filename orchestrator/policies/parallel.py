@@ -47,7 +47,7 @@ class Parallel:
 
     def whole(self, view: View) -> list[Candidate]:
         """Cuts of the whole network; alone the one that was lost narrowly, where there is one."""
-        further = trained_further(view)
+        further = trained_further(view, view.config.step_accuracy_ratio)
         return [further] if further else whole_cuts(view)
 
     def alone(self, view: View, whole: Sequence[Candidate], config: PruneConfig) -> Proposal:

@@ -207,7 +207,7 @@ def test_a_cut_lost_narrowly_is_trained_further_as_long_as_that_promises_to_do(
 ) -> None:
     cut = whole_cuts(view())[0]
     after = trained_to(cut, *accuracies)
-    again = trained_further(after)
+    again = trained_further(after, 0.9)
     assert (again is not None) == goes_on
     if again is not None:
         assert again.structure == cut.structure and again.groups == cut.groups
@@ -230,7 +230,7 @@ def test_what_was_lost_before_a_step_or_a_long_training_is_not_trained_further()
         fake_world.search(decisions=(narrow,), recovered_after=1),
     ):
         assert search.lost_cuts == ()
-        assert trained_further(replace(after, search=search)) is None
+        assert trained_further(replace(after, search=search), 0.9) is None
 
 
 def test_single_tasks_are_cut_beside_the_whole_only_where_others_are_trained_too() -> None:
