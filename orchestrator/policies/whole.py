@@ -76,7 +76,7 @@ def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
         (group, decision.structure.widths[group])
         for decision in decisions
         if decision.not_faster
-        for group in (decision.slower if decision.task_name == NAME else decision.groups)
+        for group in (decision.groups if decision.task_id else decision.slower)
     }
 
 

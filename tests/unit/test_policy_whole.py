@@ -113,6 +113,7 @@ def test_widths_that_were_no_faster_by_themselves_are_left_out() -> None:
     assert first.structure.widths == {"flat": 24, "fragile": 24}
     slow = lost(first).model_copy(
         update={
+            "task_id": "flat",
             "task_name": "flat_32_48",
             "groups": ("flat",),
             "fine_tune_key": None,
