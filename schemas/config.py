@@ -146,7 +146,8 @@ class FineTuneConfig(Section):
     long_epochs: int = Field(
         default=8,
         ge=0,
-        description="Epochs of the final network, and before a cut of the whole network is judged.",
+        description="Epochs of the final network, before a cut of the whole network is judged, "
+        "and before one for single tasks where the whole cannot be cut any more.",
     )
     long_learning_rate: float = Field(default=0.02, gt=0.0)
     further_learning_rate: float = Field(

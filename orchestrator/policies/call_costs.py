@@ -19,15 +19,15 @@ from orchestrator.policies.latency_model import Shape
 from schemas.table import TaskKind
 
 _LANES = (8, 4, 1)
-"""Channels that go at once. The first ones count where measurements do not tell, as do those of a
-network all of whose widths are multiples of them."""
+"""Channels that go at once (float32 in vectors of 256 and 128 bits). The first ones count where
+measurements do not tell, as do those of a network all of whose widths are multiples of them."""
 _LEAST_SAMPLES = 8
 
 
 class CallCosts:
     """For each kind of task the weights of its terms.
 
-    A kind of which less than a handful was measured goes by its multiply-accumulates.
+    A kind of which fewer than ``_LEAST_SAMPLES`` were measured goes by its multiply-accumulates.
     """
 
     def __init__(self, samples: Mapping[Shape, float]) -> None:

@@ -23,7 +23,7 @@ def trained_further(view: View, step_ratio: float) -> Candidate | None:
 
     ``step_ratio``: of the current network's accuracy, what a step has to keep besides the floor. As
     long as what is missing is no more than the last such training gained, or than a validation
-    split tells, and at most ``MOST_TIMES``.
+    split tells, and at most ``MOST_TIMES``. None for one that was refused for its latency.
     """
     found = view.search
     lost = [(item, view.lost[item.fine_tune_key]) for item in found.lost_cuts if item.fine_tune_key]
@@ -37,7 +37,7 @@ def trained_further(view: View, step_ratio: float) -> Candidate | None:
     missing = least - network.val_accuracy
     if missing > hoped or times == MOST_TIMES:
         return None
-    return candidate_of(
+    candidate = candidate_of(
         "",
         f"{best.task_name.removesuffix(_SUFFIX)}{_SUFFIX}",
         found.current,
@@ -47,3 +47,4 @@ def trained_further(view: View, step_ratio: float) -> Candidate | None:
         trained_from=network,
         trained_further=times + 1,
     )
+    return None if candidate.candidate_id in view.tried else candidate

@@ -30,8 +30,6 @@ class Parallel:
     def propose(self, view: View) -> Proposal:
         """Cuts of the whole network, and of the slowest tasks that are not set aside.
 
-        Where one candidate is trained in a round, and the whole network can be cut, that alone.
-
         Where steps were taken and the accuracy allows no further cut of the whole network, it is
         trained for long first: what that regains is spent on the whole network again.
         """
@@ -51,8 +49,12 @@ class Parallel:
         return [further] if further else whole_cuts(view)
 
     def alone(self, view: View, whole: Sequence[Candidate], config: PruneConfig) -> Proposal:
-        """Cuts for single tasks: as many as ``config`` says, where others are trained beside the
-        whole ones. Without any of those the accuracy is used up, and they are trained for long."""
+        """Cuts for single tasks, as ``config`` says; none beside the ``whole`` ones where only one
+        candidate is trained in a round.
+
+        Where the whole network cannot be cut any more the accuracy is used up, and they are trained
+        for long.
+        """
         if whole and config.fine_tuned_per_round == 1:
             return Proposal(candidates=())
         found = propose(

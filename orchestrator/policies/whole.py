@@ -1,7 +1,7 @@
 """Cuts of the whole network: where to prune how much, so that most latency goes for least loss.
 
 All widths keep the structure of the programs. Which group gives up its next unit is decided by the
-latency that goes with it, as the measured programs and the multiplications tell, over the rise of
+latency that goes with it, as the measured programs and a fit of call costs tell, over the rise of
 the loss that is expected: a knapsack filled greedily, after Shen et al., Structural Pruning via
 Latency-Saliency Knapsack (HALP, NeurIPS 2022), section 3. How deep the cut may be is found out by
 halving, on a scale of ratios.

@@ -195,7 +195,7 @@ def trained_to(candidate: Candidate, *accuracies: float) -> View:
     ("accuracies", "goes_on"),
     [
         ((0.895,), True),
-        ((0.885,), False),  # FLOOR lacks more than a training is hoped to gain
+        ((0.885,), False),  # lacks 0.015, more than a training is hoped to gain
         ((0.884, 0.892), True),  # gained 0.008, lacks as much
         ((0.89, 0.893), False),  # gained 0.003, lacks 0.007
         ((0.897, 0.897), True),  # gained nothing, but lacks less than the images tell
@@ -219,6 +219,17 @@ def test_a_cut_lost_narrowly_is_trained_further_as_long_as_that_promises_to_do(
         assert fine_tuning(again, fake_world.config()).parent == again.trained_from
         whole = [item for item in Parallel().propose(after).candidates if not item.task_id]
         assert [item.candidate_id for item in whole] == [again.candidate_id]
+
+
+def test_one_that_was_not_faster_after_all_is_not_proposed_again() -> None:
+    after = trained_to(whole_cuts(view())[0], 0.895)
+    again = trained_further(after, 0.9)
+    assert again is not None
+    for changes in ({"fine_tune_key": None}, {"compare_key": "compared"}):
+        slow = lost(again).model_copy(update={**changes, "not_faster": True})
+        decisions = (*after.search.decisions, slow)
+        search = after.search.model_copy(update={"decisions": decisions})
+        assert trained_further(replace(after, search=search), 0.9) is None
 
 
 def test_what_was_lost_before_a_step_or_a_long_training_is_not_trained_further() -> None:
