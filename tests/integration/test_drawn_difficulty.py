@@ -30,8 +30,8 @@ FINE_TUNING = CONFIG.train.model_copy(
 
 
 def accuracies(seed: int) -> tuple[float, float, float]:
-    """Validation accuracy of the dense network of the quick comparison, trained for ``EPOCHS``, with
-    half of every width, and with a quarter."""
+    """Validation accuracy of the quick comparison's dense network after ``EPOCHS``, of half of its
+    widths, and of a quarter, fine-tuned."""
     splits = load_splits(CONFIG.data, seed)
     size = splits.preprocessing.size
     network = build_model(CONFIG.model, 10, 3, image_size=size, seed=seed)
