@@ -6,13 +6,12 @@ search for each.
 Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned in its
 direct form. Its fastest program is transplanted to layers with fewer output channels, and with
 fewer input channels, as the layer behind a pruned one has; each of those is searched afresh too. A
-width is called structure-preserving as the search for networks calls it: the program's vector
-factor divides the output channels; input channels are given in multiples of 8, as that vector
-factor would be of the layer before. The three that are compared (the transplant's first variant,
-its best one, the fastest of the fresh search) are measured again at the end, in turns, and every
-transplant's output is compared with the untuned program's. Ratios are transplant / fresh search;
-below 1 the transplant is better. With all layers a picture is written to benchmarks/transplant.svg.
-The last line is JSON.
+width is called structure-preserving where it keeps the innermost factors of the program: the vector
+factor divides the output channels, or the innermost factor of the reduction divides the input
+channels. The three that are compared (the transplant's first variant, its best one, the fastest of
+the fresh search) are measured again at the end, in turns, and every transplant's output is compared
+with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is better.
+With all layers a picture is written to benchmarks/transplant.svg. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -147,13 +146,14 @@ class Bench:
         """The layer at its widths."""
         base, base_s = self.search(self.bundle(layer))
         vector = next((factor for factor in reversed(base.channel_tiles) if factor > 1), 1)
+        reduction = base.reduction_tiles[-1] if base.reduction_tiles else 1
         print(
-            f"{layer.title}: {base.latency_ms:.4f} ms, tiles {list(base.channel_tiles)}, "
-            f"{self._count} trials in {base_s:.0f} s",
+            f"{layer.title}: {base.latency_ms:.4f} ms, tiles {list(base.channel_tiles)} and "
+            f"{list(base.reduction_tiles)}, {self._count} trials in {base_s:.0f} s",
             flush=True,
         )
         found = []
-        for side, width in widths_of(layer, vector):
+        for side, width, preserves in widths_of(layer, vector, reduction):
             bundle = self.bundle(layer.cut(side, width))
             first, first_s = self.transplant(base, bundle, 1)
             every, best_s = self.transplant(base, bundle, self._variants)
@@ -163,7 +163,6 @@ class Bench:
                 print(f"  {side} {width}: no transplant", flush=True)
                 continue
             first_ms, best_ms, fresh_ms = self.in_turns(bundle, [first[0], best, fresh])
-            preserves = width % (vector if side == "output" else 8) == 0
             row = Row(
                 seed,
                 layer,
@@ -182,17 +181,27 @@ class Bench:
         return found
 
 
-def widths_of(layer: Layer, vector: int) -> list[tuple[str, int]]:
-    """Side and channels: about three quarters and a half that keep the structure, and about five
-    eighths that do not; on the input side a half in steps of 8."""
-    outputs = layer.outputs
+def widths_of(layer: Layer, vector: int, reduction: int) -> list[tuple[str, int, bool]]:
+    """Side, channels, and whether they keep the structure.
+
+    Of the outputs about three quarters and a half that do, and about five eighths that do not; of
+    the inputs about a half that do and about five eighths that do not. Inputs are multiples of 8
+    where they can be, as they are behind a layer that was cut by its vectors.
+    """
+    outputs, inputs = layer.outputs, layer.inputs
     unit = vector if vector <= outputs // 2 else max(1, outputs // 8)
     keeping = {outputs * share // 8 // unit * unit for share in (6, 4)} - {0, outputs}
     breaking = outputs * 5 // 8 + (1 if vector > 1 else 0)
     found = [("output", width) for width in sorted({*keeping, breaking}, reverse=True)]
-    if not layer.is_depthwise and layer.inputs >= 16:
-        found.append(("input", layer.inputs // 2 // 8 * 8))
-    return found
+    if not layer.is_depthwise and inputs >= 16:
+        unit = next(u for u in (math.lcm(8, reduction), reduction, 8) if u <= inputs // 2)
+        five = inputs * 5 // 8
+        found.append(("input", five // 8 * 8 if five // 8 * 8 % reduction else five + 1))
+        found.append(("input", inputs // 2 // unit * unit))
+    return [
+        (side, width, width % (vector if side == "output" else reduction) == 0)
+        for side, width in found
+    ]
 
 
 def _main(bundle: Bundle) -> str:
@@ -221,7 +230,13 @@ def summary(rows: Sequence[Row], quick: bool) -> dict[str, object]:
         share = row.width / (row.layer.outputs if row.side == "output" else row.layer.inputs)
         pairs.setdefault((row.layer, row.side, share), []).append(row.ratio)
     ratios = [statistics.median(values) for values in pairs.values()]
-    others = [row.ratio for row in rows if not row.preserves]
+    medians = {
+        f"{side}, {'keeps' if preserves else 'breaks'}": _median(
+            [row.ratio for row in rows if (row.side, row.preserves) == (side, preserves)]
+        )
+        for side in ("output", "input")
+        for preserves in (True, False)
+    }
     return {
         "quick": quick,
         "pairs": len(ratios),
@@ -229,8 +244,9 @@ def summary(rows: Sequence[Row], quick: bool) -> dict[str, object]:
         "max_latency_ratio": max(ratios, default=math.nan),
         "median_cost_ratio": _median([row.best_s / row.fresh_s for row in keeping]),
         "first_variant_cost_ratio": _median([row.first_s / row.fresh_s for row in keeping]),
-        "other_widths": len(others),
-        "other_widths_median_ratio": _median(others),
+        "slower_by_more_than_20_percent": sum(ratio > 1.2 for ratio in ratios),
+        "other_widths": sum(not row.preserves for row in rows),
+        "median_latency_ratios": medians,
     }
 
 

@@ -93,12 +93,18 @@ class Dispatcher:
         """Whether any work is in flight."""
         return bool(self._flying)
 
-    def want(self, works: Iterable[Work]) -> None:
-        """See to it that this work gets done. Work known already is not begun again."""
+    def want_only(self, works: Iterable[Work]) -> None:
+        """See to it that this work gets done, the first ones first.
+
+        Work known already is not begun again. What waits and is not wanted any more is forgotten;
+        what is in flight goes on.
+        """
         flying = {job.work.key for job in self._flying.values()}
-        for work in works:
-            if work.key not in self.finished | flying:
-                self._queue.setdefault(work.key, _Job(work))
+        self._queue = {
+            work.key: self._queue.get(work.key) or _Job(work)
+            for work in works
+            if work.key not in self.finished | flying
+        }
 
     def poll(self, timeout_s: float) -> list[Settled]:
         """Begin what there is room for, wait for what ends first, store it."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator import machine
+from orchestrator.ahead import Foresight
 from orchestrator.dispatch import Dispatcher, Settled, Workers
 from orchestrator.interrupts import DRAIN_DEADLINE_S, Interrupts
 from orchestrator.run_folder import EventFile, locked
@@ -117,6 +118,7 @@ class _Run:
         self._standings: dict[str, Standing] = {}
         self._kept_s = info.wall_s
         self._told: set[str] = set()
+        self._foresight = Foresight(config, ledger.outcomes)
         self._dispatcher = Dispatcher(workers, ledger, config, report)
 
     def go(self, tick: Callable[[], None] | None = None) -> RunRecord:
@@ -165,15 +167,22 @@ class _Run:
         return [work for work in machine.work_of(state, self._config) if work.key not in done]
 
     def _advance(self) -> None:
-        """Take every target as far as it gets without waiting; ask for the work it then needs."""
+        """Take every target as far as it gets without waiting; ask for the work it then needs, and
+        for what can be done beside that."""
+        wanted: list[Work] = []
         for state in self._active():
             following: AnyState = state
             while not isinstance(following, Done | Failed | Cancelled) and not self._signals.count:
                 missing = self._missing(following)
                 if missing:
-                    self._dispatcher.want(missing)
+                    wanted += [*missing, *self._ahead(following)]
                     break
                 following = self._step(following)
+        self._dispatcher.want_only(wanted)
+
+    def _ahead(self, state: WorkingState) -> list[Work]:
+        sequence = self._standings[state.target].sequence
+        return self._foresight.works(state, sequence, Clock(wall_s=self._wall_s()))
 
     def _step(self, state: WorkingState) -> AnyState:
         outcomes = self._ledger.outcomes(machine.needs_of(state, self._config))
@@ -183,6 +192,7 @@ class _Run:
     def _settle(self, settled: list[Settled]) -> None:
         """Fail the targets whose work was given up; cancel what only they wanted."""
         errors = {item.key: item for item in settled if item.error}
+        self._foresight.give_up(errors)
         for state in self._active() if errors else []:
             keys = [work.key for work in machine.work_of(state, self._config)]
             told = [errors[key] for key in keys if key in errors]
@@ -192,7 +202,9 @@ class _Run:
                 self._move(state, failed)
         if errors:
             active = self._active()
-            self._dispatcher.abandon(work for state in active for work in self._missing(state))
+            self._dispatcher.abandon(
+                work for state in active for work in [*self._missing(state), *self._ahead(state)]
+            )
 
     def _drain(self) -> None:
         """Let the work in flight end, for a while; a second signal or the deadline cancels it."""

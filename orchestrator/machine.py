@@ -95,7 +95,10 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
         case Ranking() | Screening():
             return (*own, state.search.tuned_key)
         case Proposing():
-            learnt = parts.screenings_so_far(state.search, config)
+            learnt = (
+                *parts.first_tuning(state.search, config),
+                *parts.screenings_so_far(state.search, config),
+            )
             known = state.search
             lost = parts.lost_keys(known)
             return (*own, known.prepare_key, known.trained_key, known.tuned_key, *learnt, *lost)

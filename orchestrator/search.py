@@ -12,6 +12,7 @@ from orchestrator.reading import get, programs_of, sensitivities_of
 from orchestrator.search_parts import (
     back,
     dense_tuning,
+    first_tuning,
     lost_keys,
     rejected,
     retuning,
@@ -101,6 +102,7 @@ def tuned(state: Tuning, outcomes: Outcomes, config: RunConfig, clock: Clock) ->
     programs = programs_of(outcomes, key)
     update = {
         "tuned_key": key,
+        "dense_tuned_key": key,
         "began_s": clock.wall_s,
         "current_ms": programs.model_ms or programs.sum_ms,
     }
@@ -109,6 +111,8 @@ def tuned(state: Tuning, outcomes: Outcomes, config: RunConfig, clock: Clock) ->
         f"{programs.measured_programs} programs measured, {len(programs.latencies)} tasks, "
         f"{programs.sum_ms:.4g} ms in all"
     )
+    if programs.earlier:
+        message += f"; {count(len(programs.earlier), 'task')} known from earlier runs"
     return Transition(next_state=Ranking(target=state.target, search=found), message=message)
 
 
@@ -139,6 +143,11 @@ def proposed(state: Proposing, outcomes: Outcomes, config: RunConfig, clock: Clo
             screened.tuned
             for key in screenings_so_far(found, config)
             if (screened := get(outcomes, key, Screened)).tuned is not None
+        ],
+        earlier=[
+            task
+            for key in first_tuning(found, config)
+            for task in programs_of(outcomes, key).earlier
         ],
         sensitivities=sensitivities_of(outcomes, found.trained_key),
         lost={key: get(outcomes, key, FineTuned).network for key in lost_keys(found)},

@@ -69,6 +69,13 @@ def screenings_so_far(found: Search, config: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for key in keys if key is not None))
 
 
+def first_tuning(found: Search, config: RunConfig) -> tuple[str, ...]:
+    """Key of the dense network's tuning, which tells what earlier runs know; none for a policy that
+    does not learn."""
+    key = found.dense_tuned_key
+    return (key,) if key is not None and POLICIES[config.prune.policy].learns else ()
+
+
 def lost_keys(found: Search) -> tuple[str, ...]:
     """Keys of the trainings of cuts that lost too much accuracy, which may go on."""
     return tuple(item.fine_tune_key for item in found.lost_cuts if item.fine_tune_key is not None)

@@ -75,6 +75,9 @@ class Search(Schema):
     current: Trained
     trained_key: str = Field(description="Work whose outcome holds the current network's weights.")
     tuned_key: str = Field(description="Work whose outcome holds the current network's programs.")
+    dense_tuned_key: str | None = Field(
+        default=None, description="Work whose outcome holds the dense network's programs."
+    )
     began_s: float | None = Field(default=None, description="Wall seconds of the run at the start.")
     round: int = 0
     accepted: int = 0

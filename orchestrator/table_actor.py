@@ -1,7 +1,7 @@
 """The table actor: the process that owns the ledger, and what others hold of it.
 
 The driver holds a ``LedgerClient``, workers a ``TableClient``, which reaches nothing but programs
-and the samples that cost models learn from.
+and what is learned from them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.store.sharing import Sharing, SharingLedger
 from orchestrator.transition import IllegalTransition
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program, Sample
+from schemas.table import KnownTask, Program, Sample
 from schemas.work import Outcome
 
 ANSWER_TIMEOUT_S = 120.0
@@ -128,6 +128,17 @@ class TableClient(_Client):
     def share_samples(self, samples: Sequence[Sample]) -> None:
         """Give samples to other runs."""
         self._call("share_samples", list(samples))
+
+    def known_tasks(
+        self, device_model: str, target: str, without: Sequence[str]
+    ) -> list[KnownTask]:
+        """What other runs know of other tasks."""
+        found: list[KnownTask] = self._call("known_tasks", device_model, target, list(without))
+        return found
+
+    def share_tasks(self, device_model: str, target: str, tasks: Sequence[KnownTask]) -> None:
+        """Let other runs know what tasks take."""
+        self._call("share_tasks", device_model, target, list(tasks))
 
 
 class LedgerClient(TableClient, Ledger):

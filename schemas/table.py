@@ -144,6 +144,16 @@ class Sample(Schema):
     features: bytes = Field(description="As the cost model packs them.")
 
 
+class KnownTask(Schema):
+    """What one call of a task takes on one device model, whatever network it is of."""
+
+    task_id: str
+    kind: TaskKind
+    macs: int = Field(ge=0)
+    output_shape: tuple[int, ...] = Field(description="Channels last.")
+    latency_ms: float = Field(gt=0.0, description="Of its fastest program by itself.")
+
+
 class NetworkTable(Schema):
     """The tasks and subgraphs of one network structure on one target."""
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from schemas.base import Schema, Timed, content_key
 from schemas.network import ChannelGroup, NetworkInfo, Sensitivity, Structure, Trained
-from schemas.table import Comparison, Measurement, NetworkTable
+from schemas.table import Comparison, KnownTask, Measurement, NetworkTable
 
 
 class Candidate(Schema):
@@ -216,6 +216,11 @@ class Tuned(Schema):
         default=None,
         ge=0.0,
         description="Of the whole network, measured with the latencies of the calls inside it.",
+    )
+    earlier: tuple[KnownTask, ...] = Field(
+        default=(),
+        description="Of the dense network: tasks of others that earlier runs on the same device "
+        "model measured, for the policies that learn from them.",
     )
 
     def latency(self, task_id: str) -> TaskLatency:

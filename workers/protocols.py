@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from schemas.table import Program, Sample
+from schemas.table import KnownTask, Program, Sample
 
 
 class ProgramTable(Protocol):
@@ -36,4 +36,14 @@ class ProgramTable(Protocol):
 
     def share_samples(self, samples: Sequence[Sample]) -> None:
         """Let the cost models of other runs begin with these; all are of stored programs."""
+        ...
+
+    def known_tasks(
+        self, device_model: str, target: str, without: Sequence[str]
+    ) -> list[KnownTask]:
+        """What other runs know of other tasks than those in ``without``."""
+        ...
+
+    def share_tasks(self, device_model: str, target: str, tasks: Sequence[KnownTask]) -> None:
+        """Let other runs know what these tasks take."""
         ...

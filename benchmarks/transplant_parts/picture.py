@@ -10,11 +10,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-_COLOURS = {"keeps": "#0f7a6c", "breaks": "#c2562d", "input": "#5a6fb0"}
-_LABELS = {
-    "keeps": "output channels, the vector factor divides them",
-    "breaks": "output channels, it does not",
-    "input": "input channels",
+_MARKS = {
+    ("output", True): ("#0f7a6c", "o", "output channels, the vector factor divides them"),
+    ("output", False): ("#c2562d", "o", "output channels, it does not"),
+    ("input", True): ("#0f7a6c", "^", "input channels, the innermost factor divides them"),
+    ("input", False): ("#c2562d", "^", "input channels, it does not"),
 }
 
 
@@ -28,17 +28,13 @@ class _Row(Protocol):
 
 def write_picture(rows: Sequence[_Row], path: Path) -> None:
     """All rows by kind, sorted by their ratio, as an SVG file."""
-    kinds = {
-        "keeps": [r.ratio for r in rows if r.side == "output" and r.preserves],
-        "breaks": [r.ratio for r in rows if r.side == "output" and not r.preserves],
-        "input": [r.ratio for r in rows if r.side == "input"],
-    }
     figure = Figure(figsize=(7.0, 3.6), layout="constrained")
     axes = figure.subplots()
     start = 0
-    for kind, ratios in kinds.items():
+    for kind, (colour, mark, label) in _MARKS.items():
+        ratios = sorted(row.ratio for row in rows if (row.side, row.preserves) == kind)
         places = range(start, start + len(ratios))
-        axes.plot(places, sorted(ratios), "o", color=_COLOURS[kind], label=_LABELS[kind])
+        axes.plot(places, ratios, mark, color=colour, markersize=5.0, label=label)
         start += len(ratios) + 2
     axes.axhline(1.0, color="#64707d", linewidth=1.0)
     axes.set_yscale("log")

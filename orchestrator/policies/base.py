@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.policies.judge import Verdict
+from orchestrator.policies.latency_model import Shape, samples_of, samples_of_tasks
 from orchestrator.policies.screen import ScreenDecision
 from orchestrator.states import Contender, Decision, RankedTask, Search
 from schemas.base import Schema
 from schemas.config import PruneConfig
 from schemas.network import Sensitivity, Trained
-from schemas.table import Comparison
+from schemas.table import Comparison, KnownTask
 from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
 
 
@@ -27,10 +28,17 @@ class View:
     config: PruneConfig
     screened: Sequence[Tuned] = ()
     """Programs of all candidates screened so far, for a policy that learns from them."""
+    earlier: Sequence[KnownTask] = ()
+    """What tasks of other networks took in earlier runs, for such a policy."""
     sensitivities: Sequence[Sensitivity] = ()
     """Of the current network's groups."""
     lost: Mapping[str, Trained] = field(default_factory=dict)
     """The trained networks of ``search.lost_cuts``, by the key of their training."""
+
+    @property
+    def samples(self) -> dict[Shape, float]:
+        """What calls of tasks took as far as it is known, in ms; what this run measured counts."""
+        return {**samples_of_tasks(self.earlier), **samples_of([*self.screened, self.programs])}
 
     @property
     def since_recovery(self) -> tuple[Decision, ...]:

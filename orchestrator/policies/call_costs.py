@@ -1,10 +1,11 @@
 """What a call would take at widths that were not measured, by terms that hold on any device.
 
 Multiply-accumulates, with the output channels rounded up to what vectors hold; outputs written,
-inputs read, weights; and a constant. How much each counts is fitted to what the run has measured:
-least squares of relative errors with no negative weight (Lawson and Hanson, Solving Least Squares
-Problems, chapter 23), so that no task is taken to be slower for being narrower. Unlike the trees of
-``latency_model`` it has no steps but those of vectors: a search may follow it channel by channel.
+inputs read, weights; and a constant. How much each counts is fitted to what this run and earlier
+ones have measured: least squares of relative errors with no negative weight (Lawson and Hanson,
+Solving Least Squares Problems, chapter 23), so that no task is taken to be slower for being
+narrower. Unlike the trees of ``latency_model`` it has no steps but those of vectors: a search may
+follow it channel by channel.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from scipy.optimize import nnls
 from orchestrator.policies.latency_model import Shape
 from schemas.table import TaskKind
 
-_LANES = (8, 4, 1)
-"""Channels that go at once (float32 in vectors of 256 and 128 bits). The first ones count where
-measurements do not tell, as do those of a network all of whose widths are multiples of them."""
+_LANES = (8, 16, 4, 1)
+"""Channels that go at once (float32 in vectors of 256, 512 and 128 bits). The first ones count
+where measurements do not tell, as those of a network all of whose widths are their multiples."""
 _LEAST_SAMPLES = 8
 
 

@@ -1,8 +1,8 @@
 """A model of latencies: what a task takes at a width that was never measured.
 
-A straight line in logarithms, and XGBoost on what that leaves, after what was measured in this run.
-Only ratios are asked of it: a narrower task's prediction over its wider one's, times what the wider
-one was measured to take.
+A straight line in logarithms, and XGBoost on what that leaves, after what was measured in this run
+and in earlier ones on the same device model. Only ratios are asked of it: a narrower task's
+prediction over its wider one's, times what the wider one was measured to take.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from schemas.network import ChannelGroup
-from schemas.table import NetworkTable, Subgraph, Task, TaskKind
+from schemas.table import KnownTask, NetworkTable, Task, TaskKind
 from schemas.work import Tuned
 
 _KINDS: tuple[TaskKind, ...] = ("conv2d", "depthwise", "dense", "other")
@@ -42,10 +42,10 @@ class Shape:
     depth: float
 
     @staticmethod
-    def of(task: Task, subgraph: Subgraph) -> Shape:
-        """The shape of a task at one of its call sites."""
-        outputs = subgraph.output_shape[-1]  # channels are last in compiled networks
-        pixels = math.prod(subgraph.output_shape[1:-1])
+    def of(task: Task | KnownTask, output_shape: Sequence[int]) -> Shape:
+        """The shape of a task whose calls have this output."""
+        outputs = output_shape[-1]  # channels are last in compiled networks
+        pixels = math.prod(output_shape[1:-1])
         return Shape(
             kind=task.kind,
             macs=max(1, task.macs),
@@ -124,13 +124,22 @@ def samples_of(tuned: Sequence[Tuned]) -> dict[Shape, float]:
     return found
 
 
+def samples_of_tasks(tasks: Sequence[KnownTask]) -> dict[Shape, float]:
+    """What earlier runs know of tasks."""
+    return {
+        Shape.of(task, task.output_shape): task.latency_ms
+        for task in tasks
+        if task.kind != "other" and task.output_shape
+    }
+
+
 def shapes_of(table: NetworkTable) -> dict[str, Shape]:
     """The shape of each task that has a call site."""
-    sites = {subgraph.task_id: subgraph for subgraph in table.subgraphs}
+    outputs = {subgraph.task_id: subgraph.output_shape for subgraph in table.subgraphs}
     return {
-        task.task_id: Shape.of(task, sites[task.task_id])
+        task.task_id: Shape.of(task, outputs[task.task_id])
         for task in table.tasks
-        if task.task_id in sites
+        if task.task_id in outputs
     }
 
 

@@ -7,7 +7,7 @@ chooses what is screened; nothing is accepted without measurements.
 from __future__ import annotations
 
 from orchestrator.policies.base import Proposal, View
-from orchestrator.policies.latency_model import LatencyModel, predicted_ms, samples_of
+from orchestrator.policies.latency_model import LatencyModel, predicted_ms
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.whole import needs_recovery
 
@@ -32,7 +32,7 @@ class Predictor(Parallel):
         depths = max(DEPTHS, prune.widths_per_task)
         found = self.alone(view, whole, prune.model_copy(update={"widths_per_task": depths}))
         candidates = (*whole, *found.candidates)
-        model = LatencyModel(samples_of([*view.screened, view.programs]))
+        model = LatencyModel(view.samples)
         dense = {group.group_id: group.channels for group in groups}
         widths = {**dense, **current.structure.widths}
         ranked = []

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from orchestrator.policies.base import View
 from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import candidate_of, open_groups
-from orchestrator.policies.latency_model import samples_of
 from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
@@ -45,7 +44,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     prunable = [group for group in groups if group.prunable]
     found, _ = open_groups(prunable, current.structure, view.programs, view.config)
     widths = _widths(view, current.structure)
-    sites = Sites(view.programs, groups, CallCosts(samples_of([*view.screened, view.programs])))
+    sites = Sites(view.programs, groups, CallCosts(view.samples))
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):

@@ -19,7 +19,7 @@ from orchestrator.transition import IllegalTransition
 from schemas.base import Schema
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program, Sample
+from schemas.table import KnownTask, Program, Sample
 from schemas.work import Outcome
 
 
@@ -153,6 +153,16 @@ class Ledger(ABC):
 
     def share_samples(self, samples: Sequence[Sample]) -> None:
         """Give samples to other runs, where the ledger knows any."""
+        return None
+
+    def known_tasks(
+        self, device_model: str, target: str, without: Sequence[str]
+    ) -> list[KnownTask]:
+        """What other runs know of other tasks than those in ``without``; not the same each time."""
+        return []
+
+    def share_tasks(self, device_model: str, target: str, tasks: Sequence[KnownTask]) -> None:
+        """Let other runs know what these tasks take, where the ledger knows any."""
         return None
 
     def remarks(self) -> list[str]:

@@ -55,4 +55,31 @@ LAYOUTS: tuple[tuple[str, ...], ...] = (
         BEGIN DELETE FROM sample WHERE ordinal = old.ordinal; END
         """,
     ),
+    (
+        # A hundred bytes for each task, which count for nothing beside its programs.
+        """
+        CREATE TABLE task (
+            task_id      TEXT NOT NULL,
+            device_model TEXT NOT NULL,
+            conditions   TEXT NOT NULL,
+            target       TEXT NOT NULL,
+            kind         TEXT NOT NULL,
+            macs         INTEGER NOT NULL,
+            output_shape TEXT NOT NULL,
+            latency_ms   REAL NOT NULL,
+            PRIMARY KEY (task_id, device_model, conditions)
+        ) WITHOUT ROWID
+        """,
+        # A task goes with the last of its programs.
+        """
+        CREATE TRIGGER task_forgotten AFTER DELETE ON record WHEN NOT EXISTS (
+            SELECT 1 FROM record WHERE task_id = old.task_id
+            AND device_model = old.device_model AND conditions = old.conditions
+        )
+        BEGIN
+            DELETE FROM task WHERE task_id = old.task_id
+            AND device_model = old.device_model AND conditions = old.conditions;
+        END
+        """,
+    ),
 )

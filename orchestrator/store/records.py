@@ -20,11 +20,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from orchestrator.store import known_tasks
 from orchestrator.store import samples as sample_table
 from orchestrator.store.record_layout import LAYOUTS
 from orchestrator.store.sqlite_file import transaction
 from schemas.config import MeasureConfig, RecordsConfig
-from schemas.table import SHARED_BATCH, Program, Sample
+from schemas.table import SHARED_BATCH, KnownTask, Program, Sample
 
 BUSY_TIMEOUT_S = 20.0
 TOOLS = ("apache-tvm", "apache-tvm-ffi")
@@ -157,6 +158,18 @@ class RecordStore:
             room_made = self._make_room()
         if room_made:
             self._shrink()
+
+    def take_tasks(
+        self, device_model: str, target: str, without: Collection[str]
+    ) -> list[KnownTask]:
+        """What a model of latencies begins with: other tasks than those in ``without``."""
+        with self._transaction():
+            return known_tasks.take(self._db, self._conditions, device_model, target, without)
+
+    def keep_tasks(self, device_model: str, target: str, tasks: Sequence[KnownTask]) -> None:
+        """Add tasks that have programs here; those of others are left out."""
+        with self._transaction():
+            known_tasks.keep(self._db, self._conditions, device_model, target, tasks)
 
     def extent(self) -> tuple[int, int]:
         """Records and tasks in the store, of all conditions."""

@@ -17,7 +17,7 @@ from orchestrator.store import sample_rows
 from orchestrator.store.records import RecordStore, RecordsUnusable, conditions_of, store_path
 from orchestrator.store.sqlite import SqliteLedger
 from schemas.config import RunConfig
-from schemas.table import Program, Sample
+from schemas.table import KnownTask, Program, Sample
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,24 @@ class SharingLedger(SqliteLedger):
         if self._store is not None:
             try:
                 self._store.keep_samples(samples)
+            except RecordsUnusable as error:
+                self._do_without(error)
+
+    def known_tasks(
+        self, device_model: str, target: str, without: Sequence[str]
+    ) -> list[KnownTask]:
+        if self._store is None or self._sharing is None or not self._sharing.takes:
+            return []
+        try:
+            return self._store.take_tasks(device_model, target, without)
+        except RecordsUnusable as error:
+            self._do_without(error)
+            return []
+
+    def share_tasks(self, device_model: str, target: str, tasks: Sequence[KnownTask]) -> None:
+        if self._store is not None:
+            try:
+                self._store.keep_tasks(device_model, target, tasks)
             except RecordsUnusable as error:
                 self._do_without(error)
 

@@ -162,6 +162,10 @@ class TestContract:
         ledger.keep_samples("m", "t", [sample(1)])
         assert ledger.samples("m", "t") == []
 
+    def test_without_other_runs_no_task_is_known(self, ledger: Ledger) -> None:
+        ledger.share_tasks("m", "t", [])
+        assert ledger.known_tasks("m", "t", []) == []
+
     def test_giving_samples_to_others_changes_nothing_here(self, ledger: Ledger) -> None:
         ledger.share_samples([sample(1)])
         assert ledger.samples("m", "t") == []

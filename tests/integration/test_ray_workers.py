@@ -97,6 +97,9 @@ def test_tables_share_records_and_say_when_they_cannot(tmp_path: Path) -> None:
     assert second.for_workers().samples("m", records_world.TARGET) == given
     second.keep_samples("m", records_world.TARGET, [])
     assert second.samples("m", records_world.TARGET) == given
+    first.for_workers().share_tasks("m", records_world.TARGET, [records_world.known_task()])
+    known = second.for_workers().known_tasks("m", records_world.TARGET, ["another"])
+    assert known == [records_world.known_task()]
     (remark,) = alone.remarks()
     assert "cannot be used" in remark and len(alone.programs(["task"], "m")) == 1
     for client in clients:

@@ -210,6 +210,7 @@ def test_a_run_on_another_network_does_not_begin_with_a_guess(
     dense = first.tune_alone(20)
     assert rounds[0].is_guess and not rounds[0].learned_from and first.samples(dense) == []
     ran = {p.program_id: p.latency_ms for p in first.programs(dense) if p.measurement}
+    assert dense.earlier == ()
     assert len(ran) >= 16
 
     add, stored = second.ledger.add_programs, []
@@ -240,3 +241,8 @@ def test_a_run_on_another_network_does_not_begin_with_a_guess(
     proposed = {program_id for one in rounds for program_id in one.proposed}
     own = [p for p in second.programs(pruned) if p.task_id == task_of(pruned)]
     assert proposed == {p.program_id for p in own} and len(own) == 4
+
+    others = open_run("third").tune_alone(1).earlier
+    known = {task.task_id: task.latency_ms for task in others}
+    assert task_of(pruned) in known and task_of(dense) not in known
+    assert known[task_of(pruned)] == min(p.latency_ms for p in own if p.measurement)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.store.records import RecordStore
-from schemas.table import Measurement, Program, Sample
+from schemas.table import KnownTask, Measurement, Program, Sample
 
 CONDITIONS = "tools of today"
 TARGET = "target"
@@ -53,6 +53,17 @@ def sample(number: int, task_id: str = "task", **changes: object) -> Sample:
         "features": bytes([number]) * 600,
     }
     return Sample.model_validate({**values, **changes})
+
+
+def known_task(task_id: str = "task", latency_ms: float = 1.0) -> KnownTask:
+    """What other runs know of a task."""
+    return KnownTask(
+        task_id=task_id,
+        kind="conv2d",
+        macs=4096,
+        output_shape=(1, 8, 8, 16),
+        latency_ms=latency_ms,
+    )
 
 
 def store(path: Path, max_bytes: float = 1e9, conditions: str = CONDITIONS) -> RecordStore:

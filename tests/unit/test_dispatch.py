@@ -30,7 +30,7 @@ def test_the_second_signal_cancels_and_the_third_leaves() -> None:
     assert left == [EXIT_CODE] and len(told) == 2
     ledger, workers = MemoryLedger(), fake_world.FakeWorkers()
     dispatcher = Dispatcher(workers, ledger, fake_world.config(), quiet)
-    dispatcher.want([PrepareWork()])
+    dispatcher.want_only([PrepareWork()])
     dispatcher._begin()
     assert dispatcher.busy
     dispatcher.cancel()
@@ -48,7 +48,7 @@ def test_work_that_never_answers_is_given_up() -> None:
     dispatcher = Dispatcher(
         workers, MemoryLedger(), fake_world.config(), told.append, clock=lambda: now[0]
     )
-    dispatcher.want([PrepareWork()])
+    dispatcher.want_only([PrepareWork()])
     assert dispatcher.poll(1.0) == []
     (settled,) = dispatcher.poll(1.0)
     assert "prepare did not answer within 86460 s" in settled.error
@@ -68,7 +68,7 @@ def test_trainings_run_side_by_side_and_device_work_one_by_one() -> None:
         for target in ("a", "b")
         for label in ("1", "2")
     ]
-    dispatcher.want([*training, *device, *training])
+    dispatcher.want_only([*training, *device, *training])
     dispatcher._begin()
     flying = list(workers._flying.values())
     assert flying == [training[0], training[1], device[0], device[2]]

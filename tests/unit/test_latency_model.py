@@ -16,13 +16,15 @@ from orchestrator.policies.latency_model import (
     Shape,
     predicted_ms,
     samples_of,
+    samples_of_tasks,
     shapes_of,
 )
 from orchestrator.prediction import predictor_of
-from orchestrator.states import AnyState, Done, Screening
+from orchestrator.states import AnyState, Done, Screening, Tuning
 from orchestrator.store.reader import target_record
 from schemas.network import Structure
 from schemas.record import WorkRecord
+from schemas.table import KnownTask
 
 DENSE = fake_world.tuned(Structure(), "host")
 WIDTHS = dict(fake_world.LAYERS)
@@ -99,14 +101,38 @@ def test_shapes_come_from_the_table() -> None:
 # ------------------------------------------------------------------------------ policy
 
 
-def search(policy: str) -> tuple[World, list[AnyState]]:
+def search(policy: str, *earlier: KnownTask) -> tuple[World, list[AnyState]]:
     world = World(fake_world.config(prune={"max_accuracy_drop": 0.03, "policy": policy}))
+    dense = DENSE.model_copy(update={"earlier": earlier})
     states: list[AnyState] = []
     state: AnyState = machine.start("host")
     while not state.is_terminal:
         states.append(state)
-        state = world.step(state)
+        state = world.step(state, {"tune": dense} if isinstance(state, Tuning) else {})
     return world, [*states, state]
+
+
+def task_of(one: Shape) -> KnownTask:
+    """A task of another network, on a device whose latency is the square root of the work."""
+    return KnownTask(
+        task_id=str(one),
+        kind=one.kind,
+        macs=round(one.macs),
+        output_shape=(1, 8, 8, round(one.outputs)),
+        latency_ms=one.macs**0.5,
+    )
+
+
+def test_the_predictor_learns_from_what_earlier_runs_measured() -> None:
+    earlier = [task_of(one) for one in samples(2, 200)]
+    model = LatencyModel({**samples_of_tasks(earlier), **samples_of([DENSE])})
+    _, states = search("predictor", *earlier)
+    first = next(state for state in states if isinstance(state, Screening))
+    for item in first.candidates:
+        cut = dict(zip(item.groups, item.widths_after, strict=True))
+        told = predicted_ms(model, DENSE, fake_world.groups(), WIDTHS, cut)
+        by_work = predicted_ms(LatencyModel({}), DENSE, fake_world.groups(), WIDTHS, cut)
+        assert item.predicted_ms == told != by_work
 
 
 def test_the_predictor_screens_fewer_and_says_what_it_expects() -> None:

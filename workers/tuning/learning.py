@@ -1,11 +1,16 @@
-"""What the cost model of a target learns from, and what it lets other runs learn from."""
+"""What the cost model of a target learns from, and what it lets other runs learn from.
+
+Models of latency, which policies have, learn from what tasks took in other runs.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from tvm.s_tir.meta_schedule import CostModel
 
 from schemas.base import content_key
-from schemas.table import Program, Sample
+from schemas.table import KnownTask, Program, Sample
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import Workload
 from workers.protocols import ProgramTable
@@ -61,11 +66,35 @@ class Learning:
         if samples:
             self._table.share_samples(samples)
 
+    def tasks_of_others(self, bundle: Bundle, measured_as: str) -> tuple[KnownTask, ...]:
+        """What other runs know of tasks that the network does not have."""
+        return tuple(self._table.known_tasks(measured_as, self._target, bundle.task_ids))
+
+    def share_tasks(
+        self, bundle: Bundle, fastest: Mapping[str, Program | None], measured_as: str
+    ) -> None:
+        """Let other runs know what the network's tasks take: task -> its fastest program."""
+        shapes = {site.task_id: site.output_shape for site in bundle.table.subgraphs}
+        known = [
+            KnownTask(
+                task_id=task.task_id,
+                kind=task.kind,
+                macs=task.macs,
+                output_shape=shapes[task.task_id],
+                latency_ms=program.latency_ms,
+            )
+            for task in bundle.table.tasks
+            if (program := fastest.get(task.task_id)) is not None
+            and _is_measured(program)
+            and program.latency_ms > 0.0
+            and task.task_id in shapes
+        ]
+        if known:
+            self._table.share_tasks(measured_as, self._target, known)
+
     def _is_worth_giving(self, program: Program) -> bool:
         """Whether a device took its latency, and it stores something: else it has no features."""
-        measurement = program.measurement
-        simulated = measurement is None or measurement.simulated
-        return not simulated and len(self._model.features(program.program_id)) > 0
+        return _is_measured(program) and len(self._model.features(program.program_id)) > 0
 
     def _sample(self, program: Program) -> Sample:
         return Sample(
@@ -76,3 +105,8 @@ class Learning:
             latency_ms=program.latency_ms,
             features=packed(self._model.features(program.program_id)),
         )
+
+
+def _is_measured(program: Program) -> bool:
+    """Whether a device took its latency."""
+    return program.measurement is not None and not program.measurement.simulated

@@ -67,7 +67,12 @@ class Tuner:
 
     def tune(self, work: TuneWork) -> Tuned:
         """Carry out ``work``; what of it is stored already is not repeated."""
-        return self.tune_bundle(work, self._bundles.of_work(work))
+        bundle = self._bundles.of_work(work)
+        tuned = self.tune_bundle(work, bundle)
+        if bundle is not self._bundles.dense:
+            return tuned
+        others = self._learning.tasks_of_others(bundle, self._trials.measured_as)
+        return tuned.model_copy(update={"earlier": others})
 
     def tune_bundle(self, work: TuneWork, bundle: Bundle) -> Tuned:
         """Carry out ``work`` on a network that is imported already."""
@@ -89,6 +94,8 @@ class Tuner:
     ) -> Tuned:
         """The fastest program of each task, as stored now."""
         stored = self.stored(bundle)
+        best = {task_id: fastest(programs) for task_id, programs in stored.items()}
+        self._learning.share_tasks(bundle, best, self._trials.measured_as)
         return Tuned(
             device_model=self._gauge.device_model,
             table=bundle.table,
