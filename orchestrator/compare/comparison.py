@@ -16,7 +16,7 @@ from orchestrator import driver
 from orchestrator.compare.finals import Finals, measure_finals
 from orchestrator.compare.methods import DENSE, OURS, START, Spent, method_config
 from orchestrator.compare.page import render
-from orchestrator.compare.rows import mean_trials, most_trials, table_of
+from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.store.reader import read_run
@@ -152,7 +152,6 @@ def _spent(record: RunRecord) -> Spent:
     ]
     return Spent(
         candidates=max(trained),
-        mean_trials=max(map(mean_trials, exported)),
         most_trials=max(map(most_trials, exported)),
         train_s=seconds,
     )

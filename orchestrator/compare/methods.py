@@ -1,10 +1,10 @@
 """The methods that are compared: each is a run with settings of its own.
 
 All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
-of measured programs. Our final network gets twice the trials of the search for each task. The
-others get as many trials in all as ours had then, those of the programs it descends from included;
-the dense network for each task as many as the most tuned task of ours. Budgets are shared out
-between a network's tasks as in any run.
+of measured programs. Every final network gets twice the trials of the search for each of its own
+tasks. The dense one, to which all are compared, gets for each as many as the most tuned task of
+ours had, those of the programs it descends from included. Budgets are shared out between a
+network's tasks as in any run.
 """
 
 from __future__ import annotations
@@ -71,11 +71,10 @@ group in every step, for days where nothing stops it."""
 
 @dataclass(frozen=True)
 class Spent:
-    """What ours took: candidates it trained; trials for a task of its final network, on average and
-    at most; seconds of training."""
+    """What ours took: candidates it trained; most trials for a task of its final network; seconds
+    of training."""
 
     candidates: int = 0
-    mean_trials: int = 0
     most_trials: int = 0
     train_s: float = 0.0
 
@@ -96,12 +95,9 @@ def method_config(
     its end.
     """
     trials = base.tune.trials_per_task
-    if method == START:
-        final_trials = trials
-    elif method == OURS or method in ABLATIONS:
-        final_trials = 2 * trials
-    else:
-        final_trials = max(2 * trials, ours.most_trials if method == DENSE else ours.mean_trials)
+    final_trials = trials if method == START else 2 * trials
+    if method == DENSE:
+        final_trials = max(final_trials, ours.most_trials)
     settings: dict[str, Any] = {
         "run": method.replace(" ", "-"),
         "output": str(folder),
@@ -141,7 +137,7 @@ def quick(base: RunConfig) -> RunConfig:
             "retune_trials_per_task": min(base.tune.retune_trials_per_task, 4),
             "transplant_variants": min(base.tune.transplant_variants, 2),
         },
-        "budget": {"max_rounds": min(base.budget.max_rounds, 16)},
+        "budget": {"max_rounds": min(base.budget.max_rounds, 20)},
     }
     if base.data.synthetic:
         few = {"train": 4000, "validation": 2000, "test": 2000}

@@ -181,12 +181,6 @@ def most_trials(exported: Exported) -> int:
     return max(_trials(exported), default=0)
 
 
-def mean_trials(exported: Exported) -> int:
-    """What a task of the final network had on average, rounded up."""
-    found = _trials(exported)
-    return math.ceil(statistics.mean(found)) if found else 0
-
-
 def _trials(exported: Exported) -> list[int]:
     """Trials of each task of the final network, with those of the tasks its programs descend from;
     tasks that only move or sum data, whose spaces are small, are left out."""

@@ -47,6 +47,12 @@ def test_known_programs_are_trials_had() -> None:
     assert (owed(begun), begun.total()) == ([6, 0, 4], 22 + 12 + 4)
 
 
+def test_transplants_are_no_trials_of_a_search() -> None:
+    moved = [program(number, source="transplant") for number in range(6)]
+    begun = budget([*moved, *own(4)], moved, [])
+    assert (owed(begun), begun.total()) == ([12, 16, 4], 28 + 32 + 4)
+
+
 def test_what_one_task_had_beyond_its_share_is_no_loss_of_a_new_one() -> None:
     assert budget(own(60), own(4), own(4)).total() == 28
     assert budget(shared(60), [], shared(4)).total() == 32

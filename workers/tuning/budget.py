@@ -1,6 +1,7 @@
 """How many trials each task of a network still has to come, and all of them together.
 
-Programs that are known count as trials had, whoever measured them.
+Programs that a search found count as trials had, whoever measured them. Transplants do not: they
+are where a search begins.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Budget:
         wanted = max([trials, *(self.work.trials.get(module, 0) for module in modules)])
         if self._is_small(task_id):
             wanted = min(wanted, _OTHER_TRIALS)
-        had = self.known[task_id]
+        had = [program for program in self.known[task_id] if program.source == "search"]
         if self.work.added_trials:  # to those of this run: what other runs searched is added too
-            had = [program for program in had if program.is_shared and program.source == "search"]
+            had = [program for program in had if program.is_shared]
         return wanted - len(had)
 
     def _is_small(self, task_id: str) -> bool:
