@@ -1,7 +1,7 @@
 """What a transplant is worth: layers of real networks cut to narrower widths, against a fresh
 search for each.
 
-    python benchmarks/transplant.py [--quick] [--seeds N] [--layers N] [--trials N]
+    python benchmarks/transplant.py [--quick] [--seeds N] [--layers N] [--trials N] [--rows FILE]
 
 Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned in its
 direct form. Its fastest program is transplanted to layers with fewer output channels, and with
@@ -11,7 +11,9 @@ factor divides the output channels, or the innermost factor of the reduction div
 channels. The three that are compared (the transplant's first variant, its best one, the fastest of
 the fresh search) are measured again at the end, in turns, and every transplant's output is compared
 with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is better.
-With all layers a picture is written to benchmarks/transplant.svg. The last line is JSON.
+With all layers a picture is written to benchmarks/transplant.svg. With ``--rows`` the rows are kept
+in a file of JSON lines, and given again it goes on with the layers that are not there yet. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transplant_parts.layers import LAYERS, Layer
@@ -204,6 +206,21 @@ def widths_of(layer: Layer, vector: int, reduction: int) -> list[tuple[str, int,
     ]
 
 
+def kept_rows(path: Path | None) -> list[Row]:
+    """The rows of earlier starts; none without a file."""
+    if path is None or not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Row(**{**row, "layer": Layer(**row["layer"])}) for row in rows]
+
+
+def keep_rows(rows: Sequence[Row], path: Path | None) -> None:
+    """Append the rows of one layer."""
+    if path is not None:
+        with path.open("a") as file:
+            file.writelines(f"{json.dumps(asdict(row))}\n" for row in rows)
+
+
 def _main(bundle: Bundle) -> str:
     return next(task.task_id for task in bundle.table.tasks if task.kind != "other")
 
@@ -265,6 +282,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--variants", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--rows", type=Path, help="keeps the rows, and goes on with them")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.layers, arguments.trials = 1, 3, 16
@@ -276,7 +294,9 @@ def main() -> None:
     arguments = parse()
     print(f"{cpu_model()}, {arguments.trials} trials; * keeps the structure")
     print(_HEADER)
-    rows: list[Row] = []
+    rows = kept_rows(arguments.rows)
+    for row in rows:
+        print(_line(row))
     for seed in range(arguments.seeds):
         table = MemoryLedger()
         tune = TuneConfig(min_trials_per_task=1, transplant_variants=arguments.variants)
@@ -288,7 +308,10 @@ def main() -> None:
         ):
             own = Bench(bench, table, arguments.trials, arguments.variants)
             for layer in LAYERS[: arguments.layers]:
-                rows += own.rows(seed, layer)
+                if not any((row.seed, row.layer) == (seed, layer) for row in rows):
+                    found = own.rows(seed, layer)
+                    keep_rows(found, arguments.rows)
+                    rows += found
     if arguments.layers == len(LAYERS):
         write_picture(rows, PICTURE)
     print(json.dumps(summary(rows, arguments.quick)))
