@@ -194,6 +194,7 @@ def decision_of(
         compare_key=compare_key,
         val_accuracy=trained.val_accuracy if trained else None,
         trained_further=candidate.trained_further,
+        long_training=candidate.long_training,
         accepted=accepted,
         not_faster=not_faster,
         slower=slower,

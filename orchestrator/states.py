@@ -41,6 +41,9 @@ class Decision(Schema):
     trained_further: int = Field(
         default=0, description="Number of times that its training had gone on."
     )
+    long_training: bool = Field(
+        default=False, description="Whether it was trained as long as the final network is."
+    )
     accepted: bool
     not_faster: bool = Field(
         default=False, description="Refused by its programs, or compared with its parent."
@@ -95,13 +98,15 @@ class Search(Schema):
 
     @property
     def lost_cuts(self) -> tuple[Decision, ...]:
-        """Cuts of the whole current network that lost too much accuracy."""
+        """Cuts of the current network that were trained for long and lost too much accuracy."""
         latest = max((n for n, item in enumerate(self.decisions) if item.accepted), default=-1)
         since = self.decisions[max(latest + 1, self.recovered_after) :]
         return tuple(
             item
             for item in since
-            if item.lost_accuracy and not item.task_id and item.structure != self.current.structure
+            if item.lost_accuracy
+            and item.long_training
+            and item.structure != self.current.structure
         )
 
     @property

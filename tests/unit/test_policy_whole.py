@@ -69,6 +69,7 @@ def lost(candidate: Candidate) -> Decision:
         structure=candidate.structure,
         screen_key="screened",
         fine_tune_key="trained",
+        long_training=candidate.long_training,
         accepted=False,
         reason="below the floor",
     )
@@ -198,9 +199,9 @@ def trained_to(candidate: Candidate, *accuracies: float) -> View:
         ((0.885,), False),  # lacks 0.015, more than a training is hoped to gain
         ((0.884, 0.892), True),  # gained 0.008, lacks as much
         ((0.89, 0.893), False),  # gained 0.003, lacks 0.007
-        ((0.897, 0.897), True),  # gained nothing, but lacks less than the images tell
-        ((0.897, 0.897, 0.897), True),
-        ((0.897, 0.897, 0.897, 0.897), False),  # often enough
+        ((0.899, 0.899), False),  # gained nothing
+        ((0.891, 0.8956, 0.8979), True),
+        ((0.891, 0.8956, 0.8979, 0.8991), False),  # often enough
     ],
 )
 def test_a_cut_lost_narrowly_is_trained_further_as_long_as_that_promises_to_do(
@@ -219,6 +220,32 @@ def test_a_cut_lost_narrowly_is_trained_further_as_long_as_that_promises_to_do(
         assert fine_tuning(again, fake_world.config()).parent == again.trained_from
         whole = [item for item in Parallel().propose(after).candidates if not item.task_id]
         assert [item.candidate_id for item in whole] == [again.candidate_id]
+
+
+def test_where_one_cut_promises_no_more_another_is_trained_further() -> None:
+    deep, weak = whole_cuts(view())
+    given_up, narrow = trained_to(deep, 0.899, 0.899), trained_to(weak, 0.893)
+    (other,) = narrow.search.decisions
+    other = other.model_copy(update={"fine_tune_key": "other"})
+    search = fake_world.search(decisions=(*given_up.search.decisions, other))
+    lost = {**given_up.lost, "other": narrow.lost["trained 0"]}
+    again = trained_further(replace(given_up, search=search, lost=lost), 0.9)
+    assert again is not None and again.structure == weak.structure
+    assert again.trained_from == lost["other"]
+
+
+def test_a_single_task_that_was_trained_for_long_is_trained_further_too() -> None:
+    after = view(losses={}, per_round=1)
+    alone = next(item for item in Parallel().propose(after).candidates if item.task_id)
+    assert not alone.long_training and trained_further(trained_to(alone, 0.899), 0.9) is None
+    again = trained_further(
+        trained_to(alone.model_copy(update={"long_training": True}), 0.899), 0.9
+    )
+    assert again is not None and again.structure == alone.structure
+    assert (again.task_id, again.task_name) == (
+        alone.task_id,
+        f"{alone.task_name}, trained further",
+    )
 
 
 def test_one_that_was_not_faster_after_all_is_not_proposed_again() -> None:
