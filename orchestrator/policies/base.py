@@ -37,8 +37,13 @@ class View:
 
     @property
     def samples(self) -> dict[Shape, float]:
-        """What calls of tasks took as far as it is known, in ms; what this run measured counts."""
-        return {**samples_of_tasks(self.earlier), **samples_of([*self.screened, self.programs])}
+        """What calls of tasks took in this run, in ms."""
+        return samples_of([*self.screened, self.programs])
+
+    @property
+    def all_samples(self) -> dict[Shape, float]:
+        """And in earlier ones; where both know, this one counts."""
+        return {**samples_of_tasks(self.earlier), **self.samples}
 
     @property
     def since_recovery(self) -> tuple[Decision, ...]:

@@ -1,11 +1,12 @@
 """What a call would take at widths that were not measured, by terms that hold on any device.
 
 Multiply-accumulates, with the output channels rounded up to what vectors hold; outputs written,
-inputs read, weights; and a constant. How much each counts is fitted to what this run and earlier
-ones have measured: least squares of relative errors with no negative weight (Lawson and Hanson,
-Solving Least Squares Problems, chapter 23), so that no task is taken to be slower for being
-narrower. Unlike the trees of ``latency_model`` it has no steps but those of vectors: a search may
-follow it channel by channel.
+inputs read, weights; and a constant. How much each counts is fitted to what the run has measured:
+least squares of relative errors with no negative weight (Lawson and Hanson, Solving Least Squares
+Problems, chapter 23), so that no task is taken to be slower for being narrower. Unlike the trees of
+``latency_model`` it has no steps but those of vectors: a search may follow it channel by channel.
+So few weights fit one pace of a device: what earlier runs measured, at another, made them worse
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

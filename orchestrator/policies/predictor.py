@@ -32,7 +32,7 @@ class Predictor(Parallel):
         depths = max(DEPTHS, prune.widths_per_task)
         found = self.alone(view, whole, prune.model_copy(update={"widths_per_task": depths}))
         candidates = (*whole, *found.candidates)
-        model = LatencyModel(view.samples)
+        model = LatencyModel(view.all_samples)
         dense = {group.group_id: group.channels for group in groups}
         widths = {**dense, **current.structure.widths}
         ranked = []
