@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from scipy import stats
@@ -27,32 +28,37 @@ from schemas.record import RunRecord
 from schemas.work import Candidate, Prepared, Screened, ScreenWork, Tuned, TuneWork
 
 Samples = Mapping[Shape, float]
-Share = Callable[[Samples, Tuned, Sequence[ChannelGroup], Structure, Candidate], float]
 
 
-def by_latency_model(
-    samples: Samples,
-    parent: Tuned,
-    groups: Sequence[ChannelGroup],
-    structure: Structure,
-    candidate: Candidate,
-) -> float:
+@dataclass(frozen=True)
+class Asked:
+    """A candidate, its parent's programs and structure, and what was measured so far in ms."""
+
+    candidate: Candidate
+    parent: Tuned
+    structure: Structure
+    groups: Sequence[ChannelGroup]
+    samples: Samples
+
+
+Share = Callable[[Asked], float]
+"""What the candidate takes, as a share of its parent's latency."""
+
+
+def by_latency_model(asked: Asked) -> float:
     """As the policy ``predictor`` asks; without samples by the multiplications."""
-    widths = {**{group.group_id: group.channels for group in groups}, **structure.widths}
-    cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
-    return predicted_ms(LatencyModel(samples), parent, groups, widths, cut) / parent.sum_ms
+    dense = {group.group_id: group.channels for group in asked.groups}
+    widths = {**dense, **asked.structure.widths}
+    cut = dict(zip(asked.candidate.groups, asked.candidate.widths_after, strict=True))
+    model = LatencyModel(asked.samples)
+    return predicted_ms(model, asked.parent, asked.groups, widths, cut) / asked.parent.sum_ms
 
 
-def by_call_costs(
-    samples: Samples,
-    parent: Tuned,
-    groups: Sequence[ChannelGroup],
-    structure: Structure,
-    candidate: Candidate,
-) -> float:
+def by_call_costs(asked: Asked) -> float:
     """As cuts of the whole network are made."""
-    sites = Sites(parent, groups, CallCosts(samples))
-    cuts = zip(candidate.groups, candidate.widths_before, candidate.widths_after, strict=True)
+    sites = Sites(asked.parent, asked.groups, CallCosts(asked.samples))
+    item = asked.candidate
+    cuts = zip(item.groups, item.widths_before, item.widths_after, strict=True)
     return sites.total_ms({name: new / old for name, old, new in cuts}) / sites.total_ms({})
 
 
@@ -81,7 +87,7 @@ def shares(record: RunRecord, share: Share, earlier: Samples, *, learns: bool) -
             before = work.candidate.parent.structure
             samples = {**earlier, **samples_of(known)} if learns else {}
             parent = of_structure[before.model_dump_json()]
-            told.append(share(samples, parent, groups, before, work.candidate))
+            told.append(share(Asked(work.candidate, parent, before, groups, samples)))
             known.append(outcome.tuned)
             of_structure.setdefault(work.candidate.structure.model_dump_json(), outcome.tuned)
     return told

@@ -187,8 +187,9 @@ def widths_of(layer: Layer, vector: int, reduction: int) -> list[tuple[str, int,
     """Side, channels, and whether they keep the structure.
 
     Of the outputs about three quarters and a half that do, and about five eighths that do not; of
-    the inputs about a half that do and about five eighths that do not. Inputs are multiples of 8
-    where they can be, as they are behind a layer that was cut by its vectors.
+    the inputs about a half that do and about five eighths that do not, unless the program's factor
+    is 1, which every width keeps. Inputs are multiples of 8 where they can be, as they are behind a
+    layer that was cut by its vectors.
     """
     outputs, inputs = layer.outputs, layer.inputs
     unit = vector if vector <= outputs // 2 else max(1, outputs // 8)

@@ -269,7 +269,8 @@ class TuneConfig(Section):
     final_trials_per_task: int = Field(
         default=32,
         ge=1,
-        description="In total, for each task of the final network and the baseline.",
+        description="In total, for each task of the final network and the baseline. Transplants, "
+        "which the search leaves behind, do not count.",
     )
     min_trials_per_task: int = Field(
         default=16,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from orchestrator.store import records
 from orchestrator.store.records import RecordStore
 from schemas.table import KnownTask, Measurement, Program, Sample
 
@@ -68,6 +72,13 @@ def known_task(task_id: str = "task", latency_ms: float = 1.0) -> KnownTask:
 
 def store(path: Path, max_bytes: float = 1e9, conditions: str = CONDITIONS) -> RecordStore:
     return RecordStore(path, max_bytes, conditions)
+
+
+def ageing_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordStore:
+    """A store each of whose records is used later than those before."""
+    now = itertools.count()
+    monkeypatch.setattr(records.time, "time", lambda: float(next(now)))
+    return store(path)
 
 
 def numbers(programs: Sequence[Program | Sample]) -> list[int]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from records_world import CONDITIONS, TARGET, known_task, program, store
+from records_world import CONDITIONS, TARGET, ageing_store, known_task, program, store
 
-from orchestrator.store import known_tasks, records
+from orchestrator.store import known_tasks
 from orchestrator.store.reader import LEDGER
 from orchestrator.store.records import RecordStore
 from orchestrator.store.sharing import Sharing, SharingLedger
@@ -22,10 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordStore]:
-    """A store each of whose records is used later than those before."""
-    now = itertools.count()
-    monkeypatch.setattr(records.time, "time", lambda: float(next(now)))
-    opened = store(path)
+    opened = ageing_store(path, monkeypatch)
     yield opened
     opened.close()
 

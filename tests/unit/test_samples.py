@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from records_world import TARGET, failed, numbers, program, sample, store
+from records_world import TARGET, ageing_store, failed, numbers, program, sample, store
 
-from orchestrator.store import records
 from orchestrator.store.record_layout import LAYOUTS
 from orchestrator.store.records import RecordStore
 from orchestrator.store.samples import chosen, spread
@@ -25,10 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordStore]:
-    """A store each of whose records is used later than those before."""
-    now = itertools.count()
-    monkeypatch.setattr(records.time, "time", lambda: float(next(now)))
-    opened = store(path)
+    opened = ageing_store(path, monkeypatch)
     yield opened
     opened.close()
 
