@@ -173,7 +173,7 @@ class Bench:
         workload = self._workload
         search = Search(self._space, population_size=8, generations=1)
         model = ms.cost_model.RandomModel()
-        proposal, *_ = search.propose(workload.task, workload.module, [], 1, 0, model)
+        proposal, *_ = search.propose(workload, [], 1, 0, model)
         return Trial(proposal.program_id, proposal.trace, proposal.schedule, "search")
 
     def _built(self) -> Library:

@@ -137,9 +137,10 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     together = prune.tasks_per_round > 1
     candidates = (prune.tasks_per_round + together) * prune.widths_per_task
     trained = min(prune.fine_tuned_per_round, candidates)
+    fewest = 1 if trained == 1 else candidates  # one cut of the whole network, while there is one
     epochs = fine.long_epochs + (trained - 1) * fine.short_epochs
     one = _sum(
-        _times(SCREEN_S, candidates * targets),
+        (SCREEN_S[0] * fewest * targets, SCREEN_S[1] * candidates * targets),
         _times(epoch, epochs / min(trained, fine.max_parallel) * targets),
         _times(COMPARE_S, trained * targets),
         _times(PROGRAM_S, 2 * tune.retune_trials_per_task * targets),
@@ -147,13 +148,14 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     yield Phase(
         "search",
         f"up to {count(config.budget.max_rounds, 'round')}, each: "
-        f"{count(candidates, 'candidate')} screened, {trained} fine-tuned for "
+        f"{'' if fewest == candidates else 'up to '}{count(candidates, 'candidate')} screened, "
+        f"{trained} fine-tuned for "
         f"{fine.short_epochs} or {count(fine.long_epochs, 'epoch')} and compared",
         _product(rounds, one),
     )
     extra = max(0, tune.final_trials_per_task - tune.trials_per_task)
     uniform = config.compare_uniform is not None
-    tuned = extra * 2 + (tune.final_trials_per_task if uniform else 0)
+    tuned = extra + tune.final_trials_per_task * (2 if uniform else 1)
     training = fine.long_epochs * targets + (config.train.epochs if uniform else 0)
     yield Phase(
         "finish",

@@ -36,7 +36,7 @@ _MARK = "CPRUNE_DRILL_MARK"
 
 
 def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
-    """A run of half a minute: a tiny network, few trials, gates wide open."""
+    """A run of a minute or two: a tiny network, few trials, gates wide open."""
     return {
         "run": "drill",
         "output": str(folder / output),
@@ -57,7 +57,7 @@ def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
             "trials_per_task": 4,
             "finalists": 2,
             "retune_trials_per_task": 2,
-            "final_trials_per_task": 6,
+            "final_trials_per_task": 3,
             "round_size": 4,
             "population_size": 32,
             "transplant_variants": 2,

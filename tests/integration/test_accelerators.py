@@ -65,7 +65,7 @@ def test_programs_and_networks_are_built_with_code_for_the_device(
     programs = []
     for workload in table.workloads.values():
         model = ms.cost_model.RandomModel()
-        proposals = search.propose(workload.task, workload.module, [], PROPOSALS, 0, model)
+        proposals = search.propose(workload, [], PROPOSALS, 0, model)
         path = tmp_path / "program.so"
         trace = next(each.trace for each in proposals if builds(each, target, path))
         assert DEVICE_CODE[kind] in path.read_bytes(), workload.task.name

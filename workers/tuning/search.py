@@ -8,8 +8,9 @@ and measures only those it has no measurement of.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,15 @@ from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from schemas.table import Program, Task
+from schemas.table import Program
 from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.spaces import space_generator
-from workers.compiling.trace import with_decisions_of
+from workers.compiling.tasks import Workload
+from workers.compiling.trace import uses_threads, with_decisions_of
 from workers.tuning.finalists import THREADS_MATTER_MS
 
+_EXAMPLES = 2
+"""So many programs of a round are at most taken over from other tasks."""
 _FEW_MACS = 250_000
 """Multiplications that one core may do in the time that starting threads takes, about."""
 _LOGGER = logging.getLogger("cprune.tvm")
@@ -51,30 +55,28 @@ class Search:
 
     def propose(
         self,
-        task: Task,
-        module: IRModule,
+        workload: Workload,
         measured: list[Program],
         count: int,
         seed: int,
         cost_model: ms.CostModel,
-        siblings: Sequence[str] = (),
+        examples: Sequence[str] = (),
     ) -> list[Proposal]:
         """At most ``count`` programs of the task that are not in ``measured``.
 
-        First those with the decisions of ``siblings``: the fastest traces of tasks that do the same
-        work with something else fused behind it. Of a small task, the fastest program on one core
-        comes next, and at first every program also on one core. Fewer, or none, when the design
-        space holds no more.
+        First at most ``_EXAMPLES`` with the decisions of ``examples``, other tasks' traces. Of a
+        small task, the fastest program on one core comes next, and at first every program also on
+        one core. Fewer, or none, when the design space holds no more.
         """
-        task_id = task.task_id
+        module, task_id = workload.module, workload.task.task_id
         usable = [program for program in measured if program.measurement is not None]
         database = ms.database.MemoryDatabase()
-        workload = database.commit_workload(module)
+        committed = database.commit_workload(module)
         for program in usable:
             database.commit_tuning_record(
                 ms.database.TuningRecord(
                     self._space.replay(module, program.trace).trace,
-                    workload,
+                    committed,
                     [program.latency_ms / 1000],
                     self._space.target,
                 )
@@ -92,42 +94,67 @@ class Search:
         )
         candidates = context.generate_measure_candidates() or []
         context.post_tuning()
-        known = {program.program_id for program in measured}
-        proposals: list[Proposal] = []
         found = [candidate.sch for candidate in candidates]
         if usable:
             fastest = min(usable, key=lambda program: program.latency_ms)
             if fastest.latency_ms < THREADS_MATTER_MS:
                 found = [*self._on_one_core(module, fastest.trace), *found]
-        elif task.macs < _FEW_MACS:
+        elif workload.task.macs < _FEW_MACS:
             found = [
                 one
                 for schedule in found
                 for one in (schedule, *self._on_one_core(module, trace_text(schedule)))
             ]
-        for schedule in [*self._adapted(module, design_spaces, siblings), *found]:
+        known = {program.program_id for program in measured}
+        taken_over = self._unknown(task_id, self._adapted(workload, design_spaces, examples), known)
+        proposals = list(itertools.islice(taken_over, min(count, _EXAMPLES)))
+        proposals += itertools.islice(
+            self._unknown(task_id, iter(found), known), count - len(proposals)
+        )
+        return proposals
+
+    def propose_adapted(
+        self, workload: Workload, measured: list[Program], seed: int, examples: Sequence[str]
+    ) -> list[Proposal]:
+        """The first program with the decisions of an example that is not in ``measured``."""
+        task_id = workload.task.task_id
+        design_spaces = self.context(task_id, workload.module, seed).generate_design_space()
+        known = {program.program_id for program in measured}
+        adapted = self._adapted(workload, design_spaces, examples)
+        return list(itertools.islice(self._unknown(task_id, adapted, known), 1))
+
+    def _unknown(
+        self, task_id: str, schedules: Iterator[Schedule], known: set[str]
+    ) -> Iterator[Proposal]:
+        """Those that are not in ``known``, which they are put into."""
+        for schedule in schedules:
             trace = trace_text(schedule)
             identity = program_id(task_id, trace)
             if identity not in known:
                 known.add(identity)
-                proposals.append(Proposal(identity, trace, schedule))
-        return proposals[:count]
+                yield Proposal(identity, trace, schedule)
 
     def _on_one_core(self, module: IRModule, trace: str) -> list[Schedule]:
         schedule = self._space.on_one_core(module, trace)
         return [] if schedule is None else [schedule]
 
     def _adapted(
-        self, module: IRModule, design_spaces: Sequence[Schedule], siblings: Sequence[str]
-    ) -> list[Schedule]:
-        """The task's own structures with the decisions of its siblings, where they apply."""
-        texts = [
-            with_decisions_of(trace_text(own), sibling)
-            for sibling in siblings
-            for own in design_spaces
-        ]
-        found = (self._space.process(module, text) for text in texts if text is not None)
-        return [schedule for schedule in found if schedule is not None]
+        self, workload: Workload, design_spaces: Sequence[Schedule], examples: Sequence[str]
+    ) -> Iterator[Schedule]:
+        """The task's own structures with the decisions of the examples, where they apply."""
+        module = workload.module
+        for example in examples:
+            for own in design_spaces:
+                text = with_decisions_of(trace_text(own), example)
+                if text is None:
+                    continue
+                for schedule in self._space.transplant(module, workload.axes, text, 1):
+                    alone = (
+                        []
+                        if uses_threads(example)
+                        else self._on_one_core(module, trace_text(schedule))
+                    )
+                    yield alone[0] if alone else schedule
 
     def context(self, task_id: str, module: IRModule, seed: int) -> ms.TuneContext:
         """A fresh tuning context of the task; one search thread, so that it is reproducible."""

@@ -20,8 +20,9 @@ from workers.tuning.budget import Budget
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.finalists import finalists
 from workers.tuning.learning import Learning
+from workers.tuning.relatives import faster_relatives, faster_siblings, siblings
 from workers.tuning.schedule import Schedule, TaskProgress
-from workers.tuning.search import Search
+from workers.tuning.search import Proposal, Search
 from workers.tuning.stored import as_proposed, fastest, task_latency
 from workers.tuning.trials import Trial, Trials
 
@@ -153,6 +154,9 @@ class Tuner:
             if in_flight is not None:
                 self._finish(in_flight, known, done)
             in_flight = started
+        for progress in schedule.tasks:
+            if budget.wants(progress.task_id):
+                self._take_over(bundle, progress, known, done, prefix)
         with self._working():
             for task_id in bundle.task_ids:  # the last rounds, which no other round learned from
                 mine = [program for program in known[task_id] if program.program_id in done]
@@ -182,22 +186,53 @@ class Tuner:
         with self._working():
             model = self._learning.fitted(bundle, known, self._trials.measured_as)
             proposals = self._search.propose(
-                workload.task,
-                workload.module,
+                workload,
                 known[task_id],
                 count,
                 seed,
                 model,
-                _siblings(bundle, task_id, known),
+                [
+                    *siblings(bundle.workloads, task_id, known),
+                    *faster_relatives(bundle.workloads, task_id, known),
+                ],
             )
-        if not proposals:
-            return None
+        return self._building(progress, workload, batch, proposals, done) if proposals else None
+
+    def _building(
+        self,
+        progress: TaskProgress,
+        workload: Workload,
+        batch: str,
+        proposals: list[Proposal],
+        done: dict[str, Program],
+    ) -> _Round:
+        """Start building those of the round's programs that are not measured yet."""
         trials = [
             Trial(p.program_id, p.trace, p.schedule, "search", position=position)
             for position, p in enumerate(proposals)
         ]
         missing = [trial for trial in trials if trial.program_id not in done]
         return _Round(progress, workload, batch, trials, missing, self._trials.build(missing))
+
+    def _take_over(
+        self,
+        bundle: Bundle,
+        progress: TaskProgress,
+        known: dict[str, list[Program]],
+        done: dict[str, Program],
+        prefix: str,
+    ) -> None:
+        """One more program of a task whose sibling has found a faster one since its last round."""
+        task_id = progress.task_id
+        workload = bundle.workloads[task_id]
+        examples = faster_siblings(bundle.workloads, task_id, known)
+        if not examples:
+            return
+        with self._working():
+            proposals = self._search.propose_adapted(workload, known[task_id], self._seed, examples)
+        if proposals:
+            batch = f"{prefix}{task_id[:16]}/sibling"
+            self._finish(self._building(progress, workload, batch, proposals, done), known, done)
 
     def _finish(
         self, current: _Round, known: dict[str, list[Program]], done: dict[str, Program]
@@ -255,19 +290,6 @@ class Tuner:
         trial = Trial(identity, _UNTUNED, schedule, "search")
         libraries = self._trials.build([trial]).result()
         self._trials.measure(workload, [trial], libraries, f"{prefix}untuned")
-
-
-def _siblings(bundle: Bundle, task_id: str, known: dict[str, list[Program]]) -> list[str]:
-    """The fastest traces of tasks whose loops are the same, whatever is fused behind them.
-
-    By themselves: what is known of them inside a network is not part of what a round may know.
-    """
-    own = bundle.workloads[task_id].axes
-    if own.block is None:
-        return []
-    others = [other for other in bundle.task_ids if other != task_id]
-    alike = [other for other in others if bundle.workloads[other].axes == own]
-    return [program.trace for other in alike for program in finalists(known[other], 1)]
 
 
 def _split(
