@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.held_out import doubt_of
 from orchestrator.speedup import in_words
 from schemas.summary import NetworkSummary, Summary, TargetSummary
 
@@ -31,6 +32,9 @@ def lines(summary: Summary) -> Iterator[str]:
         told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
         if told:
             yield f"{target.target}: {told}"
+        doubt = doubt_of(target)
+        if doubt:
+            yield f"{target.target}: {doubt}"
         if target.meets_latency_target is not None:
             reached = "reached" if target.meets_latency_target else "NOT reached"
             yield f"{target.target}: latency target of {target.latency_target_ms:g} ms {reached}"

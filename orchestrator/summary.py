@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.held_out import excess_test_loss
 from orchestrator.prediction import predictor_of
 from orchestrator.speedup import interquartile_range, is_dense, lower_bound, verdict_of
 from schemas.base import content_key
@@ -182,6 +183,9 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         meets_latency_target=_meets_target(record, exported),
         baseline=_network(exported.dense, batch) if exported else None,
         final=_network(exported.final, batch) if exported else None,
+        excess_test_loss=_excess_test_loss(record, target, exported),
+        test_images=exported.test_images if exported else None,
+        trainings=len(trained),
         uniform=_network(exported.uniform, batch) if exported and exported.uniform else None,
         uniform_speedup=_uniform_speedup(exported) if exported else None,
         speedup=statistics.median(ratios) if ratios else None,
@@ -225,6 +229,22 @@ def _meets_target(record: RunRecord, exported: Exported | None) -> bool | None:
     if target_ms is None or exported is None:
         return None
     return exported.final.latency.latency_ms <= target_ms
+
+
+def _excess_test_loss(
+    record: RunRecord, target: TargetRecord, exported: Exported | None
+) -> float | None:
+    """Only of shares of images: a metric of one's own may be anything."""
+    if exported is None or target.accuracy_floor is None:
+        return None
+    if record.config.metric not in ("top1", "top5"):
+        return None
+    return excess_test_loss(
+        exported.dense.test_accuracy,
+        exported.final.test_accuracy,
+        exported.test_images,
+        max(0.0, exported.dense.val_accuracy - target.accuracy_floor),
+    )
 
 
 def _uniform_speedup(exported: Exported) -> float | None:

@@ -26,6 +26,11 @@ class MethodRow(Schema):
     speedup_low: float | None = Field(description="Lower bound at the run's confidence.")
     val_accuracy: float
     test_accuracy: float | None
+    excess_test_loss: float | None = Field(
+        default=None,
+        description="Accuracy lost on the test split beyond what the floor allows, where chance "
+        "does not explain it.",
+    )
     test_top5: float | None = Field(description="Where there are 20 classes or more.")
     macs: int
     params: int

@@ -97,6 +97,16 @@ class TargetSummary(Schema):
     )
     baseline: NetworkSummary | None
     final: NetworkSummary | None
+    excess_test_loss: float | None = Field(
+        default=None,
+        description="Accuracy that the final network loses on the test split beyond what the floor "
+        "allows, where chance does not explain it (one-sided, 95 %). None where it does, before "
+        "the export, and for a metric of one's own.",
+    )
+    test_images: int | None = Field(default=None, description="Of the test split, once read.")
+    trainings: int = Field(
+        default=0, description="Networks trained; the validation images chose among them."
+    )
     uniform: NetworkSummary | None = Field(
         description="The uniformly narrower network, where asked for."
     )

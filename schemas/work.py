@@ -292,6 +292,7 @@ class Exported(Schema):
     max_abs_difference: float = Field(ge=0.0, description="Library's logits against torch's.")
     max_abs_output: float = Field(ge=0.0, description="Largest absolute logit, for scale.")
     checked_images: int = Field(ge=1)
+    test_images: int = Field(ge=1, description="Of the test split, which the accuracies are of.")
     artifacts: dict[str, str] = Field(description="What -> path relative to the run folder.")
     notes: tuple[str, ...] = Field(default=(), description="What was left out, and why.")
     device_s: float = Field(ge=0.0)

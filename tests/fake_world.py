@@ -239,6 +239,7 @@ def exported(work: ExportWork) -> Exported:
         max_abs_difference=0.0,
         max_abs_output=1.0,
         checked_images=1,
+        test_images=100,
         artifacts={"weights": "export/weights.safetensors"},
         device_s=0.1,
     )

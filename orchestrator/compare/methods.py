@@ -140,7 +140,7 @@ def quick(base: RunConfig) -> RunConfig:
         "budget": {"max_rounds": min(base.budget.max_rounds, 20)},
     }
     if base.data.synthetic:
-        few = {"train": 4000, "validation": 2000, "test": 2000}
+        few = {"train": 4000, "validation": 4000, "test": 2000}
         changes["data"] = {"arguments": {**base.data.arguments, **few}}
     smaller = RunConfig.model_validate(merged(base.model_dump(mode="json"), changes))
     return with_trials(smaller, QUICK_TRIALS)

@@ -75,6 +75,17 @@ def remarks(found: MethodTable) -> Iterator[str]:
     missed = [row.method for row in found.rows if not row.meets_floor]
     if missed:
         yield f"Below the floor of {found.accuracy_floor:.2%}: {', '.join(missed)}."
+    fallen = [
+        f"{row.method} by {100 * row.excess_test_loss:.2f}"
+        for row in found.rows
+        if row.excess_test_loss is not None
+    ]
+    if fallen:
+        yield (
+            "On the test images below what the floor allows, by more points than chance explains: "
+            f"{', '.join(fallen)}. The validation images chose among many trained networks; with "
+            "more of them the floor holds better."
+        )
     capped = [row.method for row in found.rows if row.capped and row.method != OURS]
     if capped:
         yield (

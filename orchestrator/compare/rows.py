@@ -98,6 +98,7 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
         speedup_low=lower_bound(ratios, confidence),
         val_accuracy=exported.final.val_accuracy,
         test_accuracy=exported.final.test_accuracy,
+        excess_test_loss=summary.excess_test_loss,
         test_top5=exported.final.test_top5,
         macs=exported.final.info.macs,
         params=exported.final.info.params,

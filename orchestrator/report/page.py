@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from orchestrator.configuration import resolved_yaml
+from orchestrator.held_out import doubt_of
 from orchestrator.report import pictures
 from orchestrator.report.html import (
     big,
@@ -149,6 +150,9 @@ def _lead(record: RunRecord, target: TargetSummary) -> str:
                 f"On the test split, read once at the end: {percent(final.test_accuracy)} "
                 f"(dense {percent(base.test_accuracy)})."
             )
+    doubt = doubt_of(target)
+    if doubt:
+        sentences.append(f"<b>{escape(doubt[0].upper() + doubt[1:])}.</b>")
     if target.accuracy_floor is not None:
         sentences.append(f"Accuracy floor: {percent(target.accuracy_floor)} on validation images.")
     if target.meets_latency_target is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from tuning_world import Table, network, restarted, tune_work
 
-from schemas.table import Program, Task
+from schemas.table import Program
 from schemas.work import Tuned
+from workers.compiling.tasks import Workload
 from workers.measuring.gauge import OutputCheck
 from workers.tuning.search import Search
 from workers.tuning.tuner import Tuner
@@ -53,10 +54,10 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], list[str]
     rounds: dict[tuple[str, int], list[str]] = {}
     original = Search.propose
 
-    def propose(self: Search, task: Task, module: Any, measured: list[Program], *rest: Any) -> Any:
-        found = original(self, task, module, measured, *rest)
+    def propose(self: Search, workload: Workload, measured: list[Program], *rest: Any) -> Any:
+        found = original(self, workload, measured, *rest)
         ids = [proposal.program_id for proposal in found]
-        known = rounds.setdefault((task.task_id, len(measured)), ids)
+        known = rounds.setdefault((workload.task.task_id, len(measured)), ids)
         assert known == ids, "a round changed its mind"
         return found
 
@@ -107,16 +108,44 @@ def test_a_task_begins_with_what_its_siblings_found(worker: TuningWorker, table:
     bundle = worker._tuner._bundles.dense
     tiles: dict[str, set[object]] = {task_id: set() for task_id in bundle.task_ids}
     for program in table.all_programs():
-        tiles[program.task_id].add((program.channel_tiles, program.reduction_tiles))
-    alike = [
+        tiles[program.task_id].add(tiles_of(program))
+    for one, other in siblings_in(worker):
+        assert tiles[one] & tiles[other]
+
+
+def test_a_task_ends_with_what_a_faster_sibling_found(worker: TuningWorker, table: Table) -> None:
+    bundle = worker._tuner._bundles.dense
+    one, other = siblings_in(worker)[0]
+    alone = [bundle.table.modules(task) for task in (one, other)]
+    restarted(worker).tune(tune_work(1, *alone[0]))
+    restarted(worker).tune(tune_work(8, *alone[1]))
+    (own,) = [program for program in table.all_programs() if program.task_id == one]
+    ran = [p for p in table.all_programs() if p.task_id == other and p.measurement]
+    found = next(program for program in ran if tiles_of(program) != tiles_of(own))
+    assert own.measurement and found.measurement
+    fast = found.measurement.model_copy(update={"run_ms": (0.1 * own.latency_ms,)})
+    table.record_check(found.model_copy(update={"measurement": fast}))
+    both = tune_work(1, *alone[0], *alone[1])
+    restarted(worker).tune(both)
+    (taken,) = [p for p in table.all_programs() if p.batch.startswith(both.key)]
+    assert (taken.task_id, tiles_of(taken)) == (one, tiles_of(found))
+
+
+def tiles_of(program: Program) -> tuple[object, object]:
+    return program.channel_tiles, program.reduction_tiles
+
+
+def siblings_in(worker: TuningWorker) -> list[tuple[str, str]]:
+    """Pairs of convolutions whose loops are the same: with a residual behind it and without."""
+    bundle = worker._tuner._bundles.dense
+    found = [
         (one, other)
         for one, other in itertools.combinations(bundle.task_ids, 2)
         if bundle.workloads[one].axes == bundle.workloads[other].axes
         and bundle.workloads[one].task.kind == "conv2d"
     ]
-    assert alike, "a convolution with a residual behind it and one without"
-    for one, other in alike:
-        assert tiles[one] & tiles[other]
+    assert found
+    return found
 
 
 def test_small_tasks_are_also_tried_on_one_core(worker: TuningWorker, table: Table) -> None:

@@ -336,6 +336,7 @@ def _export(
         max_abs_difference=3.1e-6,
         max_abs_output=14.2,
         checked_images=32,
+        test_images=360,
         artifacts={what: f"export/host/{name}" for what, name in names.items()},
         device_s=12.0,
     )

@@ -187,6 +187,21 @@ def test_the_best_other_method_is_the_fastest_that_meets_the_floor(whole: Whole)
     assert best.method in headline(table)
 
 
+def test_rows_that_lose_too_much_on_the_test_images_are_named(whole: Whole) -> None:
+    _, table = whole
+    assert not any("test images" in remark for remark in remarks(table))
+    excess = {OURS: 0.0155, "fpgm": None}
+    rows = [
+        row.model_copy(update={"excess_test_loss": excess.get(row.method)}) for row in table.rows
+    ]
+    (told,) = [
+        remark
+        for remark in remarks(table.model_copy(update={"rows": rows}))
+        if "test images" in remark
+    ]
+    assert "ours by 1.55" in told and "fpgm" not in told
+
+
 def test_rows_are_measured_beside_the_dense_network_where_there_is_a_device(whole: Whole) -> None:
     world, _ = whole
     records = {method: world.record(method) for method in ("dense", OURS, "uniform-l1")}

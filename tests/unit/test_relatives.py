@@ -17,6 +17,9 @@ CONV = ChannelAxes("conv2d_nhwc", 3, 6, (1, 32, 32, 8, 3, 3, 8), (4, 5, 6))
 """Batch, height, width, output channels, kernel's height and width, input channels."""
 
 
+BOTH = ["alike 1.0", "slower 1.5"]
+
+
 def workload(name: str, axes: ChannelAxes = CONV) -> Workload:
     macs = 1
     for extent in axes.extents:
@@ -61,13 +64,17 @@ def test_tasks_without_a_reduction_have_no_siblings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own_ms", "expected"), [((2.0,), ["alike 1.0"]), ((1.04,), []), ((), ["alike 1.0"])]
+    ("own_ms", "expected"), [((2.0,), BOTH), ((1.2,), BOTH[:1]), ((1.04,), []), ((), BOTH)]
 )
 def test_at_the_end_siblings_count_that_are_faster(
     own_ms: tuple[float, ...], expected: list[str]
 ) -> None:
-    workloads = {"own": workload("own"), "alike": workload("alike")}
-    known = {"own": programs("own", *own_ms), "alike": programs("alike", 1.0)}
+    workloads = {name: workload(name) for name in ("own", "slower", "alike")}
+    known = {
+        "own": programs("own", *own_ms),
+        "slower": programs("slower", 1.5),
+        "alike": programs("alike", 1.0),
+    }
     assert faster_siblings(workloads, "own", known) == expected
 
 

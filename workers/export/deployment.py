@@ -82,6 +82,7 @@ class Exporter:
             max_abs_difference=difference,
             max_abs_output=largest,
             checked_images=images,
+            test_images=len(self._networks.splits.test),
             artifacts=artifacts,
             notes=notes,
             device_s=self._gauge.device_s - device_s,

@@ -19,32 +19,25 @@ from workers.tuning.finalists import finalists
 _FASTER = 1.05
 """Relatives and, at the end, siblings count that do so many times as much work in a time."""
 
+_MOST_RELATIVES = 8
+"""The most similar ones: each is adapted anew in every round, also where it has been tried."""
+
 
 def siblings(
     workloads: Mapping[str, Workload], task_id: str, known: Mapping[str, Sequence[Program]]
 ) -> list[str]:
-    """The siblings' fastest traces.
-
-    By themselves: what is known of them inside a network is not part of what a round may know.
-    """
-    own = workloads[task_id].axes
-    if own.block is None:
-        return []
-    alike = [other for other in workloads if other != task_id and workloads[other].axes == own]
-    return [program.trace for other in alike for program in finalists(known[other], 1)]
+    """The siblings' fastest traces."""
+    return [program.trace for program in _of_siblings(workloads, task_id, known)]
 
 
 def faster_siblings(
     workloads: Mapping[str, Workload], task_id: str, known: Mapping[str, Sequence[Program]]
 ) -> list[str]:
-    """Of the siblings' traces those that are faster than what the task itself has."""
+    """Of the siblings' traces those that are faster than what the task itself has, in order."""
     own_ms = _least_ms(known[task_id])
-    return [
-        trace
-        for other in workloads
-        if _FASTER * _least_ms(known[other]) < own_ms
-        for trace in siblings({key: workloads[key] for key in (task_id, other)}, task_id, known)
-    ]
+    found = _of_siblings(workloads, task_id, known)
+    found.sort(key=lambda program: program.latency_ms)
+    return [program.trace for program in found if _FASTER * program.latency_ms < own_ms]
 
 
 def faster_relatives(
@@ -59,7 +52,21 @@ def faster_relatives(
         if best and _are_related(own.axes, workload.axes):
             if workload.task.macs / best[0].latency_ms > _FASTER * pace:
                 found.append((_distance(own.axes, workload.axes), other, best[0].trace))
-    return [trace for _, _, trace in sorted(found)]
+    return [trace for _, _, trace in sorted(found)[:_MOST_RELATIVES]]
+
+
+def _of_siblings(
+    workloads: Mapping[str, Workload], task_id: str, known: Mapping[str, Sequence[Program]]
+) -> list[Program]:
+    """The fastest program of each sibling.
+
+    By themselves: what is known of them inside a network is not part of what a round may know.
+    """
+    own = workloads[task_id].axes
+    if own.block is None:
+        return []
+    alike = [other for other in workloads if other != task_id and workloads[other].axes == own]
+    return [program for other in alike for program in finalists(known[other], 1)]
 
 
 def _least_ms(programs: Sequence[Program]) -> float:
