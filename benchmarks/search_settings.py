@@ -2,7 +2,7 @@
 
     python benchmarks/search_settings.py [--trials N] [--seeds N] [--setting POPULATION:ROUND ...]
 
-ResNet-18 for 32x32 images, width 16 with half of its channels, untrained: 15 tasks or so that take
+ResNet-18 for 32x32 images, width 16 with half of its channels, untrained: some 20 tasks that take
 microseconds each, as the networks that pruning ends with. For each seed every setting searches once
 (so that the device's pace is shared out), from nothing, with the same number of trials. At the
 end the fastest program of each task of each search is built again, and all are measured in turns.

@@ -55,7 +55,7 @@ def configuration(folder: Path, device: str, output: str) -> dict[str, Any]:
         },
         "tune": {
             "trials_per_task": 4,
-            "finalists": 2,
+            "finalists": 1,
             "retune_trials_per_task": 2,
             "final_trials_per_task": 3,
             "round_size": 4,
