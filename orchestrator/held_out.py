@@ -19,7 +19,7 @@ def excess_test_loss(dense: float, final: float, images: int, allowed: float) ->
     """Accuracy lost on the test split beyond ``allowed``; None where that may be chance.
 
     Accuracies are shares of ``images``. Each is taken for a binomial share by itself; two networks
-    that err on the same images differ less by chance, so what is told here is no accident.
+    that err on the same images differ less by chance, so this speaks up late rather than early.
     """
     excess = dense - final - allowed
     deviation = math.sqrt((dense * (1.0 - dense) + final * (1.0 - final)) / images)

@@ -195,6 +195,16 @@ def test_plan_of_the_default_run_has_an_estimate() -> None:
     assert "min" in in_words((100.0, 1000.0))
 
 
+@pytest.mark.parametrize("trained", [1, 2])
+def test_plan_tells_how_many_candidates_a_round_screens(trained: int) -> None:
+    """Where one is trained, that is one cut of the whole network as long as there is one."""
+    prune = {"max_accuracy_drop": 0.01, "fine_tuned_per_round": trained, "tasks_per_round": 3}
+    plan = make_plan(synthetic_record.config(prune=prune))
+    search = next(phase for phase in plan.phases if phase.name == "search")
+    assert (": up to " in search.what) == (trained == 1)
+    assert f"{trained} fine-tuned" in search.what
+
+
 def test_plan_writes_nothing(tmp_path: Path) -> None:
     config = tmp_path / "in" / "run.yaml"
     config.parent.mkdir()

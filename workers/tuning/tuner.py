@@ -155,6 +155,8 @@ class Tuner:
                 self._finish(in_flight, known, done)
             in_flight = started
         for progress in schedule.tasks:
+            if self._time_is_spent(time.monotonic() - began, self._gauge.device_s - device_s):
+                break
             if budget.wants(progress.task_id):
                 self._take_over(bundle, progress, known, done, prefix)
         with self._working():
