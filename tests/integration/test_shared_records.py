@@ -20,6 +20,7 @@ from schemas.config import RunConfig
 from schemas.record import WorkRecord
 from schemas.table import Program, Sample
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
+from workers.compiling.tasks import Workload
 from workers.tuning.search import Search
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
@@ -179,18 +180,19 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[Round]:
 
     def propose(
         self: Search,
-        task_id: str,
-        module: Any,
+        workload: Workload,
         measured: list[Program],
         count: int,
         seed: int,
         model: Any,
         *rest: Any,
     ) -> Any:
-        found = original(self, task_id, module, measured, count, seed, model, *rest)
+        found = original(self, workload, measured, count, seed, model, *rest)
         learned_from = {name: len(group.features) for name, group in model.data.items()}
         ids = [proposal.program_id for proposal in found]
-        seen.append(Round(task_id, len(measured), learned_from, model.booster is None, ids))
+        seen.append(
+            Round(workload.task.task_id, len(measured), learned_from, model.booster is None, ids)
+        )
         return found
 
     monkeypatch.setattr(Search, "propose", propose)
