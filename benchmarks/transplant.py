@@ -1,7 +1,8 @@
 """What a transplant is worth: layers of real networks cut to narrower widths, against a fresh
 search for each.
 
-    python benchmarks/transplant.py [--quick] [--seeds N] [--layers N] [--trials N] [--rows FILE]
+    python benchmarks/transplant.py [--quick] [--seeds N] [--layers FROM:TO] [--trials N]
+                                    [--rows FILE]
 
 Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned in its
 direct form. Its fastest program is transplanted to layers with fewer output channels, and with
@@ -12,8 +13,9 @@ channels. The three that are compared (the transplant's first variant, its best 
 the fresh search) are measured again at the end, in turns, and every transplant's output is compared
 with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is better.
 With all layers a picture is written to benchmarks/transplant.svg. With ``--rows`` the rows are kept
-in a file of JSON lines, and given again it goes on with the layers that are not there yet. The last
-line is JSON.
+in a file of JSON lines, and given again it goes on with the layers that are not there yet, so that
+several machines may take some ``--layers`` each and one put their rows together. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -272,6 +274,11 @@ def _median(values: list[float]) -> float:
     return round(statistics.median(values), 4) if values else math.nan
 
 
+def _layers(text: str) -> tuple[Layer, ...]:
+    first, last = (int(number) if number else None for number in text.split(":"))
+    return LAYERS[first:last]
+
+
 def parse() -> argparse.Namespace:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(
@@ -279,14 +286,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="one seed, three layers, 16 trials")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=len(LAYERS), help="the first ones")
+    parser.add_argument("--layers", type=_layers, default=LAYERS, help="FROM:TO, counted from 0")
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--variants", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--rows", type=Path, help="keeps the rows, and goes on with them")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seeds, arguments.layers, arguments.trials = 1, 3, 16
+        arguments.seeds, arguments.layers, arguments.trials = 1, LAYERS[:3], 16
     return arguments
 
 
@@ -308,12 +315,12 @@ def main() -> None:
             ) as bench,
         ):
             own = Bench(bench, table, arguments.trials, arguments.variants)
-            for layer in LAYERS[: arguments.layers]:
+            for layer in arguments.layers:
                 if not any((row.seed, row.layer) == (seed, layer) for row in rows):
                     found = own.rows(seed, layer)
                     keep_rows(found, arguments.rows)
                     rows += found
-    if arguments.layers == len(LAYERS):
+    if {row.layer for row in rows} == set(LAYERS):
         write_picture(rows, PICTURE)
     print(json.dumps(summary(rows, arguments.quick)))
 

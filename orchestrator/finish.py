@@ -30,7 +30,8 @@ def training(state: FinishTraining, config: RunConfig) -> tuple[FineTuneWork, ..
 
 
 def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
-    """First the final network's tuning, then that of what it is held to, the baseline at the end.
+    """First the final network's tuning, and that of the one it is chosen against, if there is one;
+    then that of what it is held to, the baseline at the end.
 
     The uniform network may share tasks with the final one, which gains by its trials: so the
     baseline's are counted when no other network is tuned any more.
@@ -51,6 +52,8 @@ def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
             trials_per_task=total,
             trials=state.uniform_trials,
         )
+    if state.final_ms is not None:
+        return TuneWork(target=state.target, network=state.wider, trials_per_task=total)
     return final_tuning(state, config)
 
 
@@ -99,7 +102,7 @@ def trained(
         above = f", {spare:.4f} above the floor" if spare else ""
         message = f"{message}{above}: the search goes on"
         return Transition(next_state=following, message=message)
-    finished = FinishTuning(target=state.target, search=found, final=final)
+    finished = FinishTuning(target=state.target, search=found, final=final, wider=found.wider)
     return Transition(next_state=finished, message=message)
 
 
@@ -110,6 +113,8 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
     if state.baseline_trials is not None:
         following = Exporting(target=state.target, search=state.search, final=state.final)
         return Transition(next_state=following, message=f"baseline: {told}")
+    if state.wider is not None:
+        return _chosen(state, state.wider, programs.model_ms or programs.sum_ms, told)
     total = config.tune.final_trials_per_task
     final = programs_of(outcomes, final_tuning(state, config).key)
     if state.uniform_trials is None and state.search.uniform is not None:
@@ -119,6 +124,20 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
     again = state.model_copy(update={"baseline_trials": trials})
     name = "final network" if state.uniform_trials is None else "uniform network"
     return Transition(next_state=again, message=f"{name}: {told}")
+
+
+def _chosen(state: FinishTuning, wider: Trained, tuned_ms: float, told: str) -> Transition:
+    """Of the networks before and after the last step, both tuned alike, the faster one goes on."""
+    if state.final_ms is None:
+        again = state.model_copy(update={"final_ms": tuned_ms})
+        return Transition(next_state=again, message=f"after the last step: {told}")
+    takes_wider = tuned_ms < state.final_ms
+    chosen = {"final": wider if takes_wider else state.final, "final_ms": None, "wider": None}
+    message = (
+        f"before the last step: {told}; the network {'before' if takes_wider else 'after'} it is "
+        f"the final one ({tuned_ms:.4g} ms before, {state.final_ms:.4g} ms after)"
+    )
+    return Transition(next_state=state.model_copy(update=chosen), message=message)
 
 
 def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:

@@ -246,8 +246,10 @@ def taken_unmeasured(
         reason=reason,
         trained=contender.network,
     )
+    narrower = contender.candidate.structure != found.current.structure
     update = {
         "current": contender.network,
+        "wider": found.current if narrower and found.accepted else found.wider,
         "trained_key": decision.fine_tune_key,
         "accepted": found.accepted + 1,
     }

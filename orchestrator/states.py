@@ -76,6 +76,10 @@ class Search(Schema):
     uniform: Trained | None
     floor: float
     current: Trained
+    wider: Trained | None = Field(
+        default=None,
+        description="Where steps are taken unmeasured: the pruned network before the current one.",
+    )
     trained_key: str = Field(description="Work whose outcome holds the current network's weights.")
     tuned_key: str = Field(description="Work whose outcome holds the current network's programs.")
     dense_tuned_key: str | None = Field(
@@ -198,11 +202,16 @@ class FinishTraining(_State):
 
 class FinishTuning(_State):
     """The final network is tuned for long; then the uniform one, if there is one, and the baseline,
-    for at least as long."""
+    for at least as long. Where a search measured nothing the network before its last step is tuned
+    too, and the faster of the two is the final one."""
 
     kind: Literal["finish_tuning"] = "finish_tuning"
     search: Search
     final: Trained
+    final_ms: float | None = Field(
+        default=None, description="Its latency, while the one before the last step is being tuned."
+    )
+    wider: Trained | None = Field(default=None, description="That one, until one is chosen.")
     uniform_trials: dict[str, int] | None = Field(
         default=None,
         description="Torch module -> trials of the uniform network's task where it needs more than "

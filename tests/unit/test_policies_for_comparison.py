@@ -11,7 +11,15 @@ from machine_world import World
 
 from orchestrator import machine
 from orchestrator.policies.ladder import Attempt, Move, attempts_of, next_move
-from orchestrator.states import AnyState, Decision, Done, FineTuning, Screening
+from orchestrator.states import (
+    AnyState,
+    Decision,
+    Done,
+    Exporting,
+    FineTuning,
+    FinishTuning,
+    Screening,
+)
 from schemas.config import PolicyName, RunConfig
 from schemas.network import Structure
 from schemas.work import CompareWork, PrepareWork, ScreenWork, TuneWork
@@ -127,6 +135,35 @@ def test_ladder_policies_look_at_the_accuracy_alone(policy: PolicyName) -> None:
     assert done.search.accepted > 0
     assert done.final.val_accuracy >= done.search.floor
     assert done.search.stopped_by.startswith("no step is left that pays")
+
+
+@pytest.mark.parametrize("before_is_faster", [True, False])
+def test_the_faster_network_before_or_after_a_ladders_last_step_is_the_final_one(
+    before_is_faster: bool,
+) -> None:
+    """Both tuned alike: the last widths may be such that no vector divides them."""
+    world, done, states = search("uniform", max_accuracy_drop=0.2)
+    found, wider = done.search, done.search.wider
+    assert wider is not None and wider.val_accuracy >= found.floor
+    narrower = found.current.structure.widths
+    assert all(wider.structure.widths[name] > width for name, width in narrower.items())
+
+    state = next(state for state in states if isinstance(state, FinishTuning))
+    tuned_ms = (2.0, 1.0 if before_is_faster else 3.0)
+    networks = []
+    for latency_ms in tuned_ms:
+        (work,) = machine.work_of(state, world.config)
+        assert isinstance(work, TuneWork)
+        networks.append((work.network, work.trials_per_task))
+        tuned = fake_world.outcome_of(work)
+        world.outcomes[work.key] = tuned.model_copy(update={"model_ms": latency_ms})
+        state = world.step(state)
+        assert isinstance(state, FinishTuning)
+    trials = world.config.tune.final_trials_per_task
+    assert networks == [(found.current, trials), (wider, trials)]
+    assert state.final == (wider if before_is_faster else found.current)
+    exporting = world.go_on(state, Exporting)
+    assert isinstance(exporting, Exporting) and exporting.final == state.final
 
 
 def test_uniform_pruning_cuts_every_group_alike() -> None:
