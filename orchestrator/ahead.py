@@ -31,7 +31,7 @@ def ahead_of(state: AnyState, read: Read, config: RunConfig, clock: Clock) -> tu
     if not isinstance(state, FineTuning) or devices[state.target] != "tracker":
         return ()
     lost: dict[str, Outcome] = {
-        parts.fine_tuning(candidate, config).key: FineTuned(
+        parts.fine_tuning(candidate, state.search.dense, config).key: FineTuned(
             network=candidate.parent.model_copy(update={"val_accuracy": 0.0})
         )
         for candidate in state.chosen

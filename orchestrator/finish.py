@@ -26,7 +26,7 @@ def training(state: FinishTraining, config: RunConfig) -> tuple[FineTuneWork, ..
     if not _has_new_steps(state.search) or not config.fine_tune.long_epochs:
         return ()
     current = state.search.current
-    return (long_training(current, current.structure, config),)
+    return (long_training(current, current.structure, state.search.dense, config),)
 
 
 def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:

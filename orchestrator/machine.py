@@ -73,7 +73,8 @@ def work_of(state: AnyState, config: RunConfig) -> tuple[Work, ...]:
         case Screening():
             return tuple(parts.screening(state, item, config) for item in state.candidates)
         case FineTuning():
-            return tuple(parts.fine_tuning(candidate, config) for candidate in state.chosen)
+            dense = state.search.dense
+            return tuple(parts.fine_tuning(item, dense, config) for item in state.chosen)
         case Judging():
             return tuple(parts.comparison(state, contender) for contender in state.contenders)
         case Retuning():

@@ -81,21 +81,22 @@ def lost_keys(found: Search) -> tuple[str, ...]:
     return tuple(item.fine_tune_key for item in found.lost_cuts if item.fine_tune_key is not None)
 
 
-def fine_tuning(candidate: Candidate, config: RunConfig) -> FineTuneWork:
+def fine_tuning(candidate: Candidate, dense: Trained, config: RunConfig) -> FineTuneWork:
     """The training of one candidate; the same for every target that asks for it."""
     start = candidate.trained_from or candidate.parent
     if candidate.long_training:
-        return long_training(start, candidate.structure, config, candidate.trained_further)
+        return long_training(start, candidate.structure, dense, config, candidate.trained_further)
     return FineTuneWork(
         parent=start,
         structure=candidate.structure,
         epochs=config.fine_tune.short_epochs,
         learning_rate=config.fine_tune.short_learning_rate,
+        teacher=_teacher(dense, config),
     )
 
 
 def long_training(
-    start: Trained, structure: Structure, config: RunConfig, further: int = 0
+    start: Trained, structure: Structure, dense: Trained, config: RunConfig, further: int = 0
 ) -> FineTuneWork:
     """A training as long as the final network's; more gently where one has gone before.
 
@@ -110,7 +111,12 @@ def long_training(
         learning_rate=recipe.further_learning_rate / 2 ** max(0, further - 1)
         if goes_on
         else recipe.long_learning_rate,
+        teacher=_teacher(dense, config),
     )
+
+
+def _teacher(dense: Trained, config: RunConfig) -> Trained | None:
+    return dense if config.fine_tune.distillation else None
 
 
 def comparison(state: Judging, contender: Contender) -> CompareWork:
@@ -190,7 +196,7 @@ def decision_of(
         groups=candidate.groups,
         structure=candidate.structure,
         screen_key=screening(state, candidate, config).key if screens else None,
-        fine_tune_key=fine_tuning(candidate, config).key if trained else None,
+        fine_tune_key=fine_tuning(candidate, state.search.dense, config).key if trained else None,
         compare_key=compare_key,
         val_accuracy=trained.val_accuracy if trained else None,
         trained_further=candidate.trained_further,

@@ -53,7 +53,7 @@ def fine_tuned(
     contenders: list[Contender] = []
     failed: list[Rejection] = []
     networks = [
-        get(outcomes, fine_tuning(candidate, config).key, FineTuned).network
+        get(outcomes, fine_tuning(candidate, state.search.dense, config).key, FineTuned).network
         for candidate in state.chosen
     ]
     made = {item.candidate_id: n for item, n in zip(state.chosen, networks, strict=True)}

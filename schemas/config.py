@@ -156,6 +156,16 @@ class FineTuneConfig(Section):
         description="Of a long training that goes on with a network of the same widths that had "
         "one.",
     )
+    distillation: float = Field(
+        default=0.9,
+        ge=0.0,
+        le=1.0,
+        description="Share of the loss that is taken from the dense network's outputs instead of "
+        "the labels; 0: labels alone.",
+    )
+    distillation_temperature: float = Field(
+        default=4.0, gt=0.0, description="What both networks' outputs are divided by for it."
+    )
     max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
 
 

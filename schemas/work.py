@@ -72,7 +72,7 @@ class TuneWork(_Work):
     """Search programs for the tasks of a network until each has this many trials.
 
     ``trials`` overrides ``trials_per_task`` for single tasks, by torch module name. Only tasks that
-    have a module in ``modules`` are searched (all, when it is None).
+    have a module in ``modules``, and are among ``tasks``, are searched (all, where these are None).
     """
 
     kind: Literal["tune"] = "tune"
@@ -84,7 +84,11 @@ class TuneWork(_Work):
     added_trials: bool = Field(
         default=False, description="Count trials from what is there already, not from zero."
     )
+    counts_shared: bool = Field(
+        default=True, description="Whether what other runs searched counts as trials had."
+    )
     modules: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] | None = None
 
 
 ScreeningKind = Literal["transplant", "search", "search_all"]
@@ -118,6 +122,9 @@ class FineTuneWork(_Work):
     structure: Structure
     epochs: int = Field(ge=0)
     learning_rate: float = Field(gt=0.0)
+    teacher: Trained | None = Field(
+        default=None, description="The network it learns from besides the labels, if any."
+    )
 
 
 class CompareWork(_Work):

@@ -25,6 +25,7 @@ from workers.pruning.fold import exported_program
 from workers.pruning.ladder import global_ladder
 from workers.pruning.sensitivity import sensitivities
 from workers.pruning.surgery import prune_to
+from workers.training.distillation import Teacher
 from workers.training.images import batches, row_major
 from workers.training.metrics import evaluate
 from workers.training.runtime import computing
@@ -108,8 +109,18 @@ class TrainingJobs:
                 "schedule": self._config.fine_tune.schedule,
             }
         )
-        network = self._trained(model, work.structure, recipe, self._config.seed)
+        network = self._trained(
+            model, work.structure, recipe, self._config.seed, self._teacher(work.teacher)
+        )
         return FineTuned(network=network, sensitivities=self._sensitivities(model))
+
+    def _teacher(self, dense: Trained | None) -> Teacher | None:
+        if dense is None:
+            return None
+        recipe = self._config.fine_tune
+        return Teacher(
+            self._networks.load(dense), recipe.distillation, recipe.distillation_temperature
+        )
 
     def _sensitivities(self, model: nn.Module) -> tuple[Sensitivity, ...]:
         """By validation images: on those it was trained on, a network has hardly an error left."""
@@ -129,7 +140,12 @@ class TrainingJobs:
             )
 
     def _trained(
-        self, model: nn.Module, structure: Structure, recipe: TrainConfig, seed: int
+        self,
+        model: nn.Module,
+        structure: Structure,
+        recipe: TrainConfig,
+        seed: int,
+        teacher: Teacher | None = None,
     ) -> Trained:
         splits = self._networks.splits
         outcome = train(
@@ -142,6 +158,7 @@ class TrainingJobs:
             progress=self._progress,
             should_stop=self._should_stop,
             threads=self._threads,
+            teacher=teacher,
         )
         model.eval()
         accuracy = evaluate(

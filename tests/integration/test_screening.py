@@ -9,7 +9,8 @@ import pytest
 import tuning_world
 from tuning_world import Table, screen_work, tune_work
 
-from schemas.work import Screened
+from schemas.table import SHARED_BATCH
+from schemas.work import Screened, ScreeningKind, Tuned
 from workers.tuning import screening
 from workers.tuning.screening import Screener
 from workers.tuning.worker import TuningWorker
@@ -84,3 +85,34 @@ def test_without_retuning_such_a_candidate_is_refused(
     plain = worker._screener._config.model_copy(update={"retune_trials_per_task": 0})
     monkeypatch.setattr(worker._screener, "_config", plain)
     assert "no transplant of" in screen(worker).refused
+
+
+def screen_by_search(worker: TuningWorker, by: ScreeningKind) -> Tuned:
+    """Cut the last stage's channels, which go through a pooling that has no torch module."""
+    work = screen_work("layer2.0.conv2", 16, 8)
+    work = work.model_copy(update={"by": by, "trials_per_task": TRIALS})
+    found = worker._screener.screen(work)
+    assert not found.refused and found.tuned is not None
+    return found.tuned
+
+
+def test_a_search_instead_of_transplants_is_one_of_all_changed_tasks(
+    worker: TuningWorker, table: Table
+) -> None:
+    before, dense = known(table), {program.task_id for program in table.all_programs()}
+    tuned = screen_by_search(worker, "search")
+    changed = {task.task_id for task in tuned.table.tasks} - dense
+    assert set(searched(table, before)) == changed
+    assert any(not tuned.table.modules(task_id) for task_id in changed)
+
+
+def test_a_search_of_all_tasks_repeats_what_other_runs_have_searched(
+    worker: TuningWorker, table: Table
+) -> None:
+    for program in table.all_programs():
+        table._programs[(program.program_id, program.device_model)] = program.model_copy(update={"batch": SHARED_BATCH})
+    before = known(table)
+    tuned = screen_by_search(worker, "search_all")
+    counts = searched(table, before)
+    convolutions = [task.task_id for task in tuned.table.tasks if task.kind != "other"]
+    assert {counts[task_id] for task_id in convolutions} == {TRIALS}

@@ -72,3 +72,15 @@ def test_trials_are_added_to_those_of_this_run() -> None:
     assert owed(budget(own(40), shared(4, "transplant"), [], **again)) == [8, 8, 0]
     taken = budget([*own(40), *shared(6)], [*shared(4, "transplant"), *shared(30)], [], **again)
     assert owed(taken) == [2, 0, 0]
+
+
+def test_what_other_runs_searched_is_searched_again_where_it_does_not_count() -> None:
+    again = {"added_trials": True, "trials_per_task": 8, "counts_shared": False}
+    redone = budget([*own(9), *shared(60)], shared(60), [], **again)
+    assert (owed(redone), redone.total()) == ([8, 8, 4], 20)
+
+
+def test_a_task_without_weights_is_searched_where_it_is_named() -> None:
+    named = budget([], [], [], tasks=("small",))
+    assert (owed(named), named.total()) == ([0, 0, 4], 4)
+    assert owed(budget([], [], [], modules=("slow",), tasks=("small",))) == [0, 0, 0]

@@ -210,10 +210,24 @@ def test_a_long_training_that_follows_another_is_gentler() -> None:
         (long, narrower, rates.long_learning_rate),
         (long, long.structure, rates.further_learning_rate),
     ):
-        work = long_training(start, structure, config)
+        work = long_training(start, structure, short, config)
         assert work.epochs == 4 and work.learning_rate == rate
         assert work.parent == start and work.structure == structure
     assert rates.further_learning_rate < rates.long_learning_rate
+
+
+@pytest.mark.parametrize("share", [0.9, 0.0])
+def test_what_is_pruned_learns_from_the_dense_network(share: float) -> None:
+    world = World(fake_world.config(fine_tune={"distillation": share}))
+    state = world.until(FineTuning)
+    while not isinstance(state, FinishTraining):
+        for work in machine.work_of(state, world.config):
+            if isinstance(work, FineTuneWork):
+                assert work.teacher == (state.search.dense if share else None)
+        state = world.step(state)
+    (last,) = machine.work_of(state, world.config)
+    assert isinstance(last, FineTuneWork)
+    assert last.teacher == (state.search.dense if share else None)
 
 
 def prepared_with(**losses: float) -> Prepared:

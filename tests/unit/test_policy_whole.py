@@ -217,7 +217,8 @@ def test_a_cut_lost_narrowly_is_trained_further_as_long_as_that_promises_to_do(
         assert again.trained_from.val_accuracy == max(accuracies)
         assert again.trained_further == len(accuracies)
         assert again.candidate_id not in after.tried
-        assert fine_tuning(again, fake_world.config()).parent == again.trained_from
+        training = fine_tuning(again, fake_world.network(), fake_world.config())
+        assert training.parent == again.trained_from
         whole = [item for item in Parallel().propose(after).candidates if not item.task_id]
         assert [item.candidate_id for item in whole] == [again.candidate_id]
 

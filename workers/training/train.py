@@ -21,6 +21,7 @@ from torch.nn import functional
 from schemas.config import TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
+from workers.training.distillation import Teacher
 from workers.training.images import Splits, augment, batches, row_major
 from workers.training.metrics import accuracy_of_logits, logits_of
 from workers.training.runtime import computing
@@ -74,8 +75,11 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     threads: int = 1,
     device: str | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainOutcome:
     """Trains ``model`` in place and leaves it with the weights of its best validation epoch.
+
+    With a ``teacher``, whose network is in evaluation mode, it learns from that besides the labels.
 
     The same seed and threads on the same machine give the same bits. ``yield_cores()`` is entered
     around each batch, so that between batches the cores can be given up. The epoch before training
@@ -97,7 +101,11 @@ def train(
             f"the network's weights are infinite or not a number before training ({broken[0]})",
             "correct how it is initialised",
         )
-    with computing(model, threads, device) as place, _seeded(place, seed):
+    with (
+        computing(model, threads, device) as place,
+        computing(teacher.network, threads, device) if teacher else nullcontext(),
+        _seeded(place, seed),
+    ):
         try:
             state.keep_if_best(
                 model, None, _validate(model, splits, metric, recipe, threads, yield_cores)
@@ -116,7 +124,7 @@ def train(
                         if batch is None:
                             break
                         images = augment(batch[0], recipe.augmentation, generator)
-                        loss = _step(model, images, batch[1], recipe, optimizer, place)
+                        loss = _step(model, images, batch[1], recipe, optimizer, place, teacher)
                     scheduler.step()
                     if not math.isfinite(loss):
                         raise _divergence(loss, images, state.epoch + 1, number)
@@ -248,11 +256,15 @@ def _step(
     recipe: TrainConfig,
     optimizer: torch.optim.Optimizer,
     place: torch.device,
+    teacher: Teacher | None,
 ) -> float:
-    logits = first_tensor(model(row_major(images).to(place)))
+    shown = row_major(images).to(place)
+    logits = first_tensor(model(shown))
     loss = functional.cross_entropy(
         logits, labels.to(place), label_smoothing=recipe.label_smoothing
     )
+    if teacher is not None:
+        loss = teacher.loss(shown, logits, loss)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

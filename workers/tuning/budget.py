@@ -1,7 +1,7 @@
 """How many trials each task of a network still has to come, and all of them together.
 
-Programs that a search found count as trials had, whoever measured them. Transplants do not: they
-are where a search begins.
+Programs that a search found count as trials had, whoever measured them, unless the work says that
+other runs' do not. Transplants do not: they are where a search begins.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ class Budget:
 
     def wants(self, task_id: str) -> bool:
         """Whether the work is about this task."""
-        modules = self.table.modules(task_id)
-        return self.work.modules is None or bool(set(modules) & set(self.work.modules))
+        modules, work = self.table.modules(task_id), self.work
+        if work.tasks is not None and task_id not in work.tasks:
+            return False
+        return work.modules is None or bool(set(modules) & set(work.modules))
 
     def _left(self, task_id: str, trials: int) -> int:
         """Of so many trials for each task, those this one has not had; below 0 if it had more."""
@@ -67,6 +69,8 @@ class Budget:
         had = [program for program in self.known[task_id] if program.source == "search"]
         if self.work.added_trials:  # to those of this run: what other runs searched is added too
             had = [program for program in had if program.is_shared]
+        if not self.work.counts_shared:
+            had = [program for program in had if not program.is_shared]
         return wanted - len(had)
 
     def _is_small(self, task_id: str) -> bool:

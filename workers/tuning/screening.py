@@ -7,6 +7,7 @@ Policies for comparison, and an ablation, have all changed tasks searched instea
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -73,19 +74,15 @@ class Screener:
     def _searched(
         self, work: ScreenWork, parents: dict[str, list[Program]], bundle: Bundle
     ) -> None:
-        """Search the changed tasks, or all of them once more."""
-        changed = (
-            subgraph.module
-            for subgraph in bundle.table.subgraphs
-            if subgraph.module is not None and subgraph.task_id not in parents
-        )
+        """Search the changed tasks, or all of them once more, whoever has searched them before."""
         every = work.by == "search_all"
         search = TuneWork(
             target=work.target,
             network=_network(work),
             trials_per_task=work.trials_per_task,
             added_trials=every,
-            modules=None if every else tuple(dict.fromkeys(changed)),
+            counts_shared=not every,
+            tasks=None if every else tuple(t for t in bundle.task_ids if t not in parents),
         )
         self._tuner.tune_bundle(search, bundle)
 
@@ -131,16 +128,16 @@ class Screener:
             transplants = [p for p in own[task_id] if p.batch == work.key]
             share = _share_of_origin(transplants, parents[parent_id])
             before = parent.workloads[parent_id].task.macs
-            expected = bundle.workloads[task_id].task.macs / before if before else 1.0
-            if not 0.0 < share <= (1.0 + expected) / 2.0:
-                poor += bundle.table.modules(task_id)
+            most = (1.0 + bundle.workloads[task_id].task.macs / before) / 2.0 if before else math.inf
+            if not 0.0 < share <= most:
+                poor.append(task_id)
         if poor:
             search = TuneWork(
                 target=work.target,
                 network=_network(work),
                 trials_per_task=self._config.retune_trials_per_task,
                 added_trials=True,
-                modules=tuple(dict.fromkeys(poor)),
+                tasks=tuple(poor),
             )
             self._tuner.search(search, bundle)
 
