@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=BASELINES, help="only this one")
     parser.add_argument("--output", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    run = f"compare-{arguments.network}" + "-ablations" * arguments.ablations
-    run += "-quick" * arguments.quick
+    run = f"compare-{arguments.network}"
     given = ["compare", str(CONFIG), "--set", f"run={run}", "--set", f"output={arguments.output}"]
     given += ["--set", f"model.name={arguments.network}"]
     given += ["--set", f"model.arguments={json.dumps(NETWORKS[arguments.network])}"]
@@ -50,6 +49,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code:
             raise
+    run += "-ablations" * arguments.ablations + "-quick" * arguments.quick
     content = json.loads((arguments.output / run / "comparison.json").read_text())
     table = MethodTable.model_validate(content[0])
     print(

@@ -13,12 +13,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _POLL_S = 0.002
+
+
+def lock_dir() -> Path:
+    """The folder of this user's lock files: the same for all runs on a machine, and its own on each
+    machine."""
+    return Path(tempfile.gettempdir()) / f"cprune-{os.getuid()}" / "locks"
 
 
 class CoresBusy(TimeoutError):

@@ -246,6 +246,9 @@ def compare(
     if quick:
         config = known.quick(config)
         original_candidates = min(original_candidates or 3, 3)
+    forms = {"ablations": ablations, "quick": quick, "paper": paper}
+    name = "-".join([config.run, *(form for form, is_asked in forms.items() if is_asked)])
+    config = config.model_copy(update={"run": name})
     _check_start(config)
     offered = known.ABLATIONS if ablations else known.BASELINES
     for name in method or ():

@@ -208,8 +208,10 @@ def is_training(work: Work) -> bool:
 
 
 def deadline_s(work: Work, config: RunConfig) -> float:
-    """How long the work may take."""
-    return (config.train.timeout_s if is_training(work) else DEVICE_WORK_TIMEOUT_S) + GRACE_S
+    """How long the work may take, trainings with their wait for others: those may share one GPU."""
+    if is_training(work):
+        return config.train.timeout_s * config.fine_tune.max_parallel + GRACE_S
+    return DEVICE_WORK_TIMEOUT_S + GRACE_S
 
 
 def _place(work: Work) -> str | None:

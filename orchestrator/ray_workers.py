@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from pydantic import TypeAdapter
 
+from device_agents.host_cores import lock_dir
 from orchestrator.dispatch import Finished, Workers, is_training
 from orchestrator.policies.retry import Failure, FailureClass
 from orchestrator.reaper import MARK, start_reaper
@@ -53,10 +54,9 @@ def open_ray(config: RunConfig, run_dir: Path) -> tuple[Ledger, Workers]:
     context = RunContext(
         run_dir=str(folder),
         artifacts=str(folder / "artifacts"),
-        lock_dir=str(folder / "locks"),
+        lock_dir=str(lock_dir()),
         config=config,
     )
-    Path(context.lock_dir).mkdir(parents=True, exist_ok=True)
     Path(context.artifacts).mkdir(parents=True, exist_ok=True)
     return ledger, RayWorkers(context, ledger.for_workers())
 

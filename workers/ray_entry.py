@@ -8,9 +8,10 @@ from __future__ import annotations
 import faulthandler
 import functools
 import json
+import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from pydantic import TypeAdapter
@@ -18,6 +19,9 @@ from pydantic import TypeAdapter
 from schemas.work import Outcome, Work
 from workers.context import RunContext
 from workers.protocols import ProgramTable
+
+if TYPE_CHECKING:
+    from workers.tuning.worker import TuningWorker
 
 _WORK: TypeAdapter[Work] = TypeAdapter(Work)
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
@@ -42,24 +46,41 @@ def run_training(work_json: str, context_json: str) -> str:
 
 
 class TuningActor:
-    """Ray's side of a ``TuningWorker``: one unit of work at a time, and ``close`` at any time."""
+    """Ray's side of a ``TuningWorker``: one unit of work at a time, and ``close`` at any time.
+
+    The worker is made with the first work: an error of an actor's constructor reaches nobody as
+    what it is.
+    """
 
     def __init__(self, context_json: str, target_name: str, table: ProgramTable) -> None:
-        from workers.ray_builders import RayBuilders
-        from workers.tuning.worker import TuningWorker
-
         faulthandler.enable()
-        context = RunContext.model_validate_json(context_json)
-        self._worker = TuningWorker(context, target_name, table, RayBuilders)
+        self._context = RunContext.model_validate_json(context_json)
+        self._target_name = target_name
+        self._table = table
+        self._opening = threading.Lock()
+        self._worker: TuningWorker | None = None
 
     def run(self, work_json: str) -> str:
         """Carry out a unit of work; the outcome as JSON."""
-        return _OUTCOME.dump_json(self._worker.run(_WORK.validate_json(work_json))).decode()
+        return _OUTCOME.dump_json(self._opened().run(_WORK.validate_json(work_json))).decode()
 
     @ray.method(concurrency_group="control")
     def close(self) -> None:
         """End the worker's processes."""
-        self._worker.close()
+        with self._opening:
+            if self._worker is not None:
+                self._worker.close()
+
+    def _opened(self) -> TuningWorker:
+        from workers.ray_builders import RayBuilders
+        from workers.tuning.worker import TuningWorker
+
+        with self._opening:
+            if self._worker is None:
+                self._worker = TuningWorker(
+                    self._context, self._target_name, self._table, RayBuilders
+                )
+            return self._worker
 
 
 @functools.lru_cache(maxsize=4)

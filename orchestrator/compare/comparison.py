@@ -19,6 +19,7 @@ from orchestrator.compare.page import render
 from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
+from orchestrator.store.config_guard import ConfigChanged
 from orchestrator.store.reader import read_run
 from orchestrator.summary import exported_of, prepared_of
 from schemas.comparison import MethodRow, MethodTable
@@ -110,6 +111,8 @@ def as_csv(tables: Sequence[MethodTable]) -> str:
 
 def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     folder = Path(config.output) / config.run
+    if method not in (START, OURS):
+        _make_way(config, folder, report)
     if driver.has_ended(config, folder):
         report(f"== {method}: {folder} (done)")
         record = read_run(folder)
@@ -123,6 +126,18 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     if not (folder / PAGE).exists():
         write_report(record, folder)
     return record
+
+
+def _make_way(config: RunConfig, folder: Path, report: Report) -> None:
+    """Set a row's run aside that was given less than ours has taken since."""
+    try:
+        driver.has_ended(config, folder)
+    except ConfigChanged as change:
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        report(f"{folder} begins again, what it was is in {aside.name}: {change}")
 
 
 def _dense_weights(record: RunRecord, folder: Path) -> Path:

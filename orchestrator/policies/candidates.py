@@ -74,6 +74,12 @@ def least_of(group: ChannelGroup, config: PruneConfig) -> int:
     return max(least_width(group.channels, config.min_width_fraction), *asked, 1)
 
 
+def allowed_width(group: ChannelGroup, width: int, config: PruneConfig) -> int:
+    """The least width from ``width`` on that the group and the configuration allow."""
+    least = max(width, least_of(group, config))
+    return min(group.channels, -(-least // group.divisor) * group.divisor)
+
+
 def candidate_of(
     task_id: str,
     name: str,

@@ -8,12 +8,12 @@ looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from orchestrator.policies.base import Proposal, View
-from orchestrator.policies.candidates import candidate_of, least_of
+from orchestrator.policies.candidates import allowed_width, candidate_of
 from orchestrator.policies.further import trained_further
 from orchestrator.policies.parallel import Parallel
 from orchestrator.states import Decision
@@ -71,17 +71,14 @@ class Uniform(Ladder):
 
     def rungs(self, view: View) -> list[tuple[str, Structure]]:
         """From 95 % of every width in steps of 5 %."""
-        found: dict[tuple[int, ...], tuple[str, Structure]] = {}
         groups = [group for group in view.prepared.groups if group.prunable]
-        for share in SHARES:
-            widths = {
-                group.group_id: max(group.share(share), least_of(group, view.config))
-                for group in groups
-            }
-            structure = Structure().with_widths(widths)
-            found.setdefault(tuple(widths.values()), (f"{share:.0%} of every width", structure))
-        dense = tuple(group.channels for group in groups)
-        return [rung for widths, rung in found.items() if widths != dense]
+        return _allowed(
+            view,
+            [
+                (f"{share:.0%} of every width", {g.group_id: g.share(share) for g in groups})
+                for share in SHARES
+            ],
+        )
 
 
 class Global(Ladder):
@@ -90,7 +87,32 @@ class Global(Ladder):
     def rungs(self, view: View) -> list[tuple[str, Structure]]:
         """The structures that the preparation found."""
         ladder = view.prepared.ladder
-        return [(f"global pruning, rung {n} of {len(ladder)}", s) for n, s in enumerate(ladder, 1)]
+        return _allowed(
+            view,
+            [
+                (f"global pruning, rung {number} of {len(ladder)}", structure.widths)
+                for number, structure in enumerate(ladder, 1)
+            ],
+        )
+
+
+def _allowed(
+    view: View, rungs: Sequence[tuple[str, Mapping[str, int]]]
+) -> list[tuple[str, Structure]]:
+    """The rungs with no group narrower than it may be; each once, the dense network left out."""
+    groups = [group for group in view.prepared.groups if group.prunable]
+    found: dict[tuple[int, ...], tuple[str, Structure]] = {}
+    for name, wanted in rungs:
+        widths = {
+            group.group_id: allowed_width(
+                group, wanted.get(group.group_id, group.channels), view.config
+            )
+            for group in groups
+        }
+        structure = Structure().with_widths(widths)
+        found.setdefault(tuple(widths.values()), (name, structure))
+    dense = tuple(group.channels for group in groups)
+    return [rung for widths, rung in found.items() if widths != dense]
 
 
 class Attempt(NamedTuple):

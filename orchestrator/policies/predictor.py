@@ -16,7 +16,8 @@ DEPTHS = 8
 
 
 class Predictor(Parallel):
-    """As ``Parallel``, with candidates at more depths, of which the model's best are screened.
+    """As ``Parallel``, with candidates of all tasks at more depths, of which the model's best are
+    screened.
 
     For each task, and for the whole network, those with the largest predicted gain for the share of
     channels taken: half as many as ``Parallel`` screens, and at least one.
@@ -29,8 +30,11 @@ class Predictor(Parallel):
             return Proposal(candidates=(), recovery=True)
         prune = view.config
         groups, current = view.prepared.groups, view.search.current
-        depths = max(DEPTHS, prune.widths_per_task)
-        found = self.alone(view, whole, prune.model_copy(update={"widths_per_task": depths}))
+        every = {
+            "tasks_per_round": max(1, len(view.ranking)),
+            "widths_per_task": max(DEPTHS, prune.widths_per_task),
+        }
+        found = self.alone(view, whole, prune.model_copy(update=every))
         candidates = (*whole, *found.candidates)
         model = LatencyModel(view.all_samples)
         dense = {group.group_id: group.channels for group in groups}
@@ -44,11 +48,12 @@ class Predictor(Parallel):
                 continue
             taken = sum(1.0 - width / widths[group] for group, width in cut.items())
             known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})
-            ranked.append((candidate.task_name, gain / max(taken, 1e-9), known))
-        ranked.sort(key=lambda item: (-item[1], item[2].candidate_id))
+            ranked.append((gain / max(taken, 1e-9), known))
+        ranked.sort(key=lambda item: (-item[0], item[1].candidate_id))
+        tasks = list(dict.fromkeys(item.task_id for _, item in ranked if item.task_id))
         chosen = []
-        for name in dict.fromkeys(name for name, _, _ in ranked):
-            own = [candidate for other, _, candidate in ranked if other == name]
+        for task_id in ("", *tasks[: prune.tasks_per_round]):
+            own = [candidate for _, candidate in ranked if candidate.task_id == task_id]
             chosen += own[: max(1, prune.widths_per_task // 2)]
         passed_over = found.passed_over
         if candidates and not chosen:

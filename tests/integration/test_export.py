@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,7 @@ from schemas.work import (
     Tuned,
 )
 from workers.artifacts import ArtifactStore
+from workers.export.deployment import Exporter, WrongLibrary
 from workers.export.loading import load_pruned, read_description
 from workers.jobs import TrainingJobs
 from workers.networks import Networks
@@ -63,7 +65,13 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    run_dir = tmp_path_factory.mktemp("run")
+    with export(tmp_path_factory.mktemp("run")) as found:
+        yield found
+
+
+@contextmanager
+def export(run_dir: Path) -> Iterator[Finished]:
+    """Prepare, prune, tune and export in this folder."""
     context = tuning_world.context(run_dir, train=TRAIN)
     networks = Networks(context.config, ArtifactStore(context.artifacts))
     jobs = TrainingJobs(networks, threads=1)
@@ -130,6 +138,16 @@ def test_the_pruned_network_comes_back(finished: Finished) -> None:
     images = finished.test_images(4)
     with torch.no_grad():
         assert torch.equal(back(images), wanted(images))
+
+
+def test_a_library_that_computes_something_else_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exporter, "_check", lambda *_: (0.02, 10.0, 32))
+    with pytest.raises(WrongLibrary, match="differ from torch's by up to"), export(tmp_path):
+        pass
+    folder = tmp_path / "export" / tuning_world.TARGET
+    assert (folder / "structure.json").exists() and not (folder / "model.so").exists()
 
 
 def test_the_librarys_outputs_are_torchs(finished: Finished) -> None:

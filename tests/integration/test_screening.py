@@ -78,6 +78,34 @@ def test_a_task_without_any_transplant_is_searched(
     assert set(searched(table, before).values()) == {TRIALS}
 
 
+@pytest.mark.parametrize("slower", [1.0, 100.0])
+def test_a_transplant_that_another_run_measured_is_judged_like_an_own_one(
+    worker: TuningWorker, table: Table, slower: float
+) -> None:
+    """It is not measured again; where it is poor, its task is searched."""
+    screen(worker)
+    moved = [program for program in table.all_programs() if program.source == "transplant"]
+    for key, program in list(table._programs.items()):
+        if program not in moved:
+            continue
+        assert program.measurement is not None
+        run_ms = tuple(slower * ms for ms in program.measurement.run_ms)
+        update = {"run_ms": run_ms}
+        changes = {
+            "batch": SHARED_BATCH,
+            "beside_ms": None,
+            "measurement": program.measurement.model_copy(update=update),
+        }
+        table._programs[key] = program.model_copy(update=changes)
+    before = known(table)
+    found = screen(worker)
+    assert not found.refused
+    own = [p for p in table.all_programs() if p.program_id not in before]
+    assert not any(program.source == "transplant" for program in own)
+    changed = {program.task_id for program in moved}
+    assert slower == 1.0 or set(searched(table, before)) == changed
+
+
 def test_without_retuning_such_a_candidate_is_refused(
     worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +138,9 @@ def test_a_search_of_all_tasks_repeats_what_other_runs_have_searched(
     worker: TuningWorker, table: Table
 ) -> None:
     for program in table.all_programs():
-        table._programs[(program.program_id, program.device_model)] = program.model_copy(update={"batch": SHARED_BATCH})
+        table._programs[(program.program_id, program.device_model)] = program.model_copy(
+            update={"batch": SHARED_BATCH}
+        )
     before = known(table)
     tuned = screen_by_search(worker, "search_all")
     counts = searched(table, before)

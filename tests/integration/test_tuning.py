@@ -167,6 +167,22 @@ def script(worker: TuningWorker, task_id: str, trace: str) -> str:
     return str(tuner.space.replay(module, trace).mod.script())
 
 
+def test_what_was_watched_on_another_occasion_is_forgotten(
+    worker: TuningWorker, table: Table
+) -> None:
+    """Of a task that is watched again; it may have been at another pace of the device."""
+    tuner, bundle = worker._tuner, worker._tuner._bundles.dense
+    restarted(worker).tune(tune_work(2, FIRST, SECOND))
+    programs = table.all_programs()
+    task, other_task = dict.fromkeys(program.task_id for program in programs)
+    one, other = (p.program_id for p in programs if p.task_id == task)
+    kept = next(p.program_id for p in programs if p.task_id == other_task)
+    tuner.record_inside(bundle, {(task, one): 1.0, (other_task, kept): 3.0})
+    tuner.record_inside(bundle, {(task, other): 2.0})
+    watched = {p.program_id: p.inside_ms for p in table.all_programs() if p.inside_ms is not None}
+    assert watched == {other: 2.0, kept: 3.0}
+
+
 def test_the_same_work_again_measures_nothing_and_a_larger_one_the_difference(
     worker: TuningWorker, table: Table, asked: list[str]
 ) -> None:

@@ -249,6 +249,19 @@ def test_a_method_that_fails_stops_it_and_the_same_command_goes_on(world: World)
     assert [row.method for row in world.go(methods).rows] == ["dense", *methods]
 
 
+def test_a_row_that_was_given_less_than_ours_took_since_begins_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = (OURS, "uniform-l1")
+    world.go(methods)
+    before = world.record("uniform-l1")
+    more = Spent(candidates=40, most_trials=before.config.tune.final_trials_per_task, train_s=1.0)
+    monkeypatch.setattr(comparison, "_spent", lambda record: more)
+    world.go(methods)
+    assert world.record("uniform-l1").config.prune.least_candidates == 40
+    assert world.record("uniform-l1.before-1") == before
+
+
 def test_a_method_that_is_interrupted_leaves_as_an_interrupted_run_does(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

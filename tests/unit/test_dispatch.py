@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fake_world
 
-from orchestrator.dispatch import Dispatcher
+from orchestrator.dispatch import GRACE_S, Dispatcher, deadline_s
 from orchestrator.interrupts import EXIT_CODE, Interrupts
 from orchestrator.store.memory import MemoryLedger
 from schemas.work import CompareWork, FineTuneWork, PrepareWork
@@ -40,7 +40,7 @@ def test_the_second_signal_cancels_and_the_third_leaves() -> None:
 def test_work_that_never_answers_is_given_up() -> None:
     class Silent(fake_world.FakeWorkers):
         def wait(self, handles: object, timeout_s: float) -> list[object]:  # type: ignore[override]
-            now[0] += 50_000.0
+            now[0] += 100_000.0
             return []
 
     now = [0.0]
@@ -51,7 +51,7 @@ def test_work_that_never_answers_is_given_up() -> None:
     dispatcher.want_only([PrepareWork()])
     assert dispatcher.poll(1.0) == []
     (settled,) = dispatcher.poll(1.0)
-    assert "prepare did not answer within 86460 s" in settled.error
+    assert "prepare did not answer within 172860 s" in settled.error
     assert workers.cancelled == [PrepareWork()]
 
 
@@ -72,6 +72,12 @@ def test_trainings_run_side_by_side_and_device_work_one_by_one() -> None:
     dispatcher._begin()
     flying = list(workers._flying.values())
     assert flying == [training[0], training[1], device[0], device[2]]
+
+
+def test_a_trainings_deadline_leaves_time_to_wait_for_the_others() -> None:
+    """Of two that may be in flight one waits in Ray where there is one GPU."""
+    config = fake_world.config(train={"timeout_s": 100.0}, fine_tune={"max_parallel": 2})
+    assert deadline_s(PrepareWork(), config) == 200.0 + GRACE_S
 
 
 WAITER = """

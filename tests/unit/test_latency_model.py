@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import fake_world
 import numpy as np
@@ -11,6 +12,7 @@ from machine_world import World
 from scipy import stats
 
 from orchestrator import machine
+from orchestrator.policies import predictor
 from orchestrator.policies.latency_model import (
     LatencyModel,
     Shape,
@@ -20,11 +22,12 @@ from orchestrator.policies.latency_model import (
     shapes_of,
 )
 from orchestrator.prediction import predictor_of
-from orchestrator.states import AnyState, Done, Screening, Tuning
+from orchestrator.states import AnyState, Done, Proposing, Screening, Tuning
 from orchestrator.store.reader import target_record
 from schemas.network import Structure
 from schemas.record import WorkRecord
 from schemas.table import KnownTask
+from schemas.work import Tuned
 
 DENSE = fake_world.tuned(Structure(), "host")
 WIDTHS = dict(fake_world.LAYERS)
@@ -101,8 +104,9 @@ def test_shapes_come_from_the_table() -> None:
 # ------------------------------------------------------------------------------ policy
 
 
-def search(policy: str, *earlier: KnownTask) -> tuple[World, list[AnyState]]:
-    world = World(fake_world.config(prune={"max_accuracy_drop": 0.03, "policy": policy}))
+def search(policy: str, *earlier: KnownTask, **prune: int) -> tuple[World, list[AnyState]]:
+    settings = {"max_accuracy_drop": 0.03, "policy": policy, **prune}
+    world = World(fake_world.config(prune=settings))
     dense = DENSE.model_copy(update={"earlier": earlier})
     states: list[AnyState] = []
     state: AnyState = machine.start("host")
@@ -145,6 +149,24 @@ def test_the_predictor_screens_fewer_and_says_what_it_expects() -> None:
         if isinstance(state, Screening):
             assert all(item.predicted_ms is not None for item in state.candidates)
     assert isinstance(few[-1], Done) and few[-1].search.accepted > 0
+
+
+def test_the_predictor_looks_at_other_tasks_where_it_expects_nothing_of_the_slowest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told_ms(
+        model: object, tuned: Tuned, groups: object, widths: object, cut: Mapping[str, int]
+    ) -> float:
+        return tuned.sum_ms * (1.0 if "flat" in cut else 0.5)
+
+    world, states = search("predictor", tasks_per_round=1)
+    first = next(state for state in states if isinstance(state, Proposing))
+    assert first.ranking[0].name.startswith("flat")
+    monkeypatch.setattr(predictor, "predicted_ms", told_ms)
+    following = world.step(first)
+    assert isinstance(following, Screening)
+    cut = {group for item in following.candidates for group in item.groups}
+    assert len(cut) == 1 and "flat" not in cut
 
 
 def test_a_run_tells_how_good_its_predictions_were() -> None:

@@ -137,6 +137,15 @@ def test_ladder_policies_look_at_the_accuracy_alone(policy: PolicyName) -> None:
     assert done.search.stopped_by.startswith("no step is left that pays")
 
 
+@pytest.mark.parametrize("policy", ["uniform", "global"])
+def test_ladders_keep_to_the_least_widths(policy: PolicyName) -> None:
+    """No group gets wider than it was, either."""
+    _, done, states = search(policy, max_accuracy_drop=0.2, min_widths={"deep": 30, "stem": 99})
+    chosen = [s.chosen[0].structure.widths for s in states if isinstance(s, FineTuning)]
+    assert {widths["deep"] for widths in chosen} == {30} and done.search.accepted > 0
+    assert {widths["stem"] for widths in chosen} == {32}
+
+
 @pytest.mark.parametrize("before_is_faster", [True, False])
 def test_the_faster_network_before_or_after_a_ladders_last_step_is_the_final_one(
     before_is_faster: bool,

@@ -29,7 +29,12 @@ from workers.tuning.tuner import Tuner
 LIBRARY = "model.so"
 TUNING = "tuning"
 _CHECKED_IMAGES = 32
+_LARGEST_DIFFERENCE = 1e-3  # of the largest output
 _MANY_CLASSES = 20  # with fewer, the class is nearly always among five
+
+
+class WrongLibrary(RuntimeError):
+    """The compiled network computes something else than torch."""
 
 
 class Exporter:
@@ -54,7 +59,11 @@ class Exporter:
         self._gauge = gauge
 
     def export(self, work: ExportWork) -> Exported:
-        """Carry out ``work``. The test split is read here and nowhere else."""
+        """Carry out ``work``. The test split is read here and nowhere else.
+
+        Raises ``WrongLibrary`` where the final network's library differs from torch by more than a
+        thousandth of the largest output; the library is then not left in the folder.
+        """
         device_s = self._gauge.device_s
         dense_library, dense_key = self._libraries.build(work.dense)
         final_library, final_key = self._libraries.build(work.final)
@@ -67,6 +76,12 @@ class Exporter:
         deployed = load_pruned(self._folder)
         difference, largest, images = self._check(deployed, final_library, final_key)
         self._gauge.release()
+        if not difference <= _LARGEST_DIFFERENCE * largest:
+            (self._folder / LIBRARY).unlink()
+            raise WrongLibrary(
+                f"the compiled network's outputs differ from torch's by up to {difference:.3g} on "
+                f"{images} test images, where the largest is {largest:.3g}: it is not exported"
+            )
         return Exported(
             dense=self._judged(work.dense, self._networks.load(work.dense), comparison.reference),
             final=self._judged(work.final, deployed, comparison.candidate),

@@ -173,7 +173,10 @@ class DeviceGauge:
                 "min_repeat_ms": config.model_min_repeat_ms,
                 "seed": 0,
             },
-            patience=1 + within_s + config.model_repeats * config.model_min_repeat_ms / 1000,
+            patience=1
+            + config.answer_timeout_s
+            + within_s
+            + config.model_repeats * config.model_min_repeat_ms / 1000,
         )
         facts = self._facts or {}  # the canary may lose the session, and what is known of it
         self._look_at_canary()
@@ -188,7 +191,9 @@ class DeviceGauge:
         self, key: str, network: Path, input_shape: tuple[int, ...]
     ) -> Attribution | None:
         answer = self._ask(
-            "attribute", {"path": str(network), "input_shape": list(input_shape), "seed": 0}
+            "attribute",
+            {"path": str(network), "input_shape": list(input_shape), "seed": 0},
+            patience=self._config.answer_timeout_s,  # for 15 inferences
         )
         if "calls" not in answer:
             return None
@@ -275,7 +280,7 @@ class DeviceGauge:
             except RemoteFailure as error:
                 failure = f"{error.kind}: {error.message.strip().splitlines()[-1][:300]}"
             except ProcessTimeout:
-                failure = f"no answer within {limit_s:g} s"
+                failure = f"no answer within {limit_s:g} s (see measure.answer_timeout_s)"
             except ProcessDied as error:
                 failure = f"the measuring process died: {error}"
             finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch_pruning as tp
@@ -27,9 +26,8 @@ def global_ladder(
     """Ever narrower structures of a trained dense network, by one threshold for all channels.
 
     Torch-Pruning's pruner with ``global_pruning`` and the group magnitude of Fang et al., DepGraph
-    (CVPR 2023), section 3.3, in ``RUNGS`` equal steps; ``model`` stays as it is. No group falls
-    below ``prune.min_width_fraction``. Which channels stay in a group is decided when the network
-    is cut, by ``prune.ranking``.
+    (CVPR 2023), section 3.3, in ``RUNGS`` equal steps; ``model`` stays as it is. Which channels
+    stay in a group is decided when the network is cut, by ``prune.ranking``.
     """
     pruned = copy.deepcopy(model)
     free = {name for group in groups if group.prunable for name in group.producers}
@@ -53,19 +51,8 @@ def global_ladder(
         found: list[Structure] = []
         for _ in range(RUNGS):
             pruner.step()
-            widths = current_widths(pruned, prunable)
-            structure = Structure().with_widths(
-                {
-                    group.group_id: _allowed(group, widths[group.group_id], config)
-                    for group in prunable
-                }
-            )
+            structure = Structure().with_widths(current_widths(pruned, prunable))
             if structure not in found:
                 found.append(structure)
     dense = Structure().with_widths({group.group_id: group.channels for group in prunable})
     return tuple(structure for structure in found if structure != dense)
-
-
-def _allowed(group: ChannelGroup, width: int, config: PruneConfig) -> int:
-    least = max(width, math.ceil(config.min_width_fraction * group.channels))
-    return min(group.channels, -(-least // group.divisor) * group.divisor)

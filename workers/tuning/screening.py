@@ -96,7 +96,7 @@ class Screener:
         own = self._tuner.stored(bundle)
         tried = []
         for task_id, parent_id in _origins(parent, bundle).items():
-            earlier = [p for p in own[task_id] if p.batch != work.key]
+            earlier = [p for p in own[task_id] if p.batch != work.key and not p.is_shared]
             if task_id in parents or any(p.source == "transplant" for p in earlier):
                 continue
             tried.append((task_id, parent_id))
@@ -125,10 +125,12 @@ class Screener:
         poor = []
         for task_id, parent_id in tried:
             # Whatever else is stored: the verdict stays when the work is taken up again.
-            transplants = [p for p in own[task_id] if p.batch == work.key]
-            share = _share_of_origin(transplants, parents[parent_id])
+            given = [p for p in own[task_id] if p.batch == work.key or p.is_shared]
+            share = _share_of_origin(given, parents[parent_id])
             before = parent.workloads[parent_id].task.macs
-            most = (1.0 + bundle.workloads[task_id].task.macs / before) / 2.0 if before else math.inf
+            most = (
+                (1.0 + bundle.workloads[task_id].task.macs / before) / 2.0 if before else math.inf
+            )
             if not 0.0 < share <= most:
                 poor.append(task_id)
         if poor:

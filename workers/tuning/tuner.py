@@ -275,11 +275,16 @@ class Tuner:
         self._gauge.release()
 
     def record_inside(self, bundle: Bundle, inside_ms: Mapping[tuple[str, str], float]) -> None:
-        """Store what calls take inside the network: by task and program."""
+        """Store what calls take inside the network: by task and program.
+
+        What other programs of such a task took on another occasion is forgotten: it may have been
+        at another pace of the device, and only what was taken in turns may be compared.
+        """
+        watched = {task_id for task_id, _ in inside_ms}
         for task_id, programs in self.stored(bundle).items():
             for program in programs:
                 latency_ms = inside_ms.get((task_id, program.program_id))
-                if latency_ms is not None:
+                if task_id in watched and latency_ms != program.inside_ms:
                     update = {"inside_ms": latency_ms}
                     self._table.record_check(program.model_copy(update=update))
 
