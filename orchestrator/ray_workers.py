@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,10 @@ class RayWorkers:
         self._actors: dict[str, Any] = {}
         self._targets: dict[Hashable, str | None] = {}
         cluster: Any = ray
-        has_gpu = cluster.cluster_resources().get("GPU", 0.0) >= 1.0
-        self._training_needs = {"num_gpus": 1} if has_gpu else {"num_cpus": 1}
+        self._training_needs = training_needs(
+            [node["Resources"] for node in cluster.nodes() if node["Alive"]],
+            context.config.fine_tune.max_parallel,
+        )
         self._train: Any = None
 
     def submit(self, work: Work) -> Hashable:
@@ -151,6 +153,17 @@ class RayWorkers:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
         for actor in actors:
             ray.kill(actor)
+
+
+def training_needs(machines: Sequence[Mapping[str, float]], at_once: int) -> dict[str, int]:
+    """What Ray is to give one training: a GPU where there are any, with its share of the CPUs,
+    which read the images; otherwise the CPUs that each of those ``at_once`` can have anywhere."""
+    with_gpus = [machine for machine in machines if machine.get("GPU", 0.0) >= 1.0]
+    if with_gpus:
+        cpus = min(machine.get("CPU", 0.0) / machine["GPU"] for machine in with_gpus)
+        return {"num_gpus": 1, "num_cpus": max(1, int(cpus))}
+    cpus = min((m["CPU"] for m in machines if m.get("CPU", 0.0) >= 1.0), default=1.0)
+    return {"num_cpus": max(1, int(cpus / at_once))}
 
 
 def sort_failure(error: Exception) -> Failure:

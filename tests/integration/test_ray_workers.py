@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_ray_entry
 import fake_world
@@ -16,15 +17,17 @@ import records_world
 import orchestrator.policies.retry as retry
 from orchestrator.driver import run
 from orchestrator.machine import start
-from orchestrator.ray_workers import sort_failure
+from orchestrator.ray_workers import sort_failure, training_needs
 from orchestrator.store.base import StaleSequence
 from orchestrator.store.reader import LEDGER, read_run
 from orchestrator.store.sharing import Sharing
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.table_actor import LedgerClient, start_table
 from schemas.record import WorkRecord
-from schemas.work import PrepareWork
+from schemas.work import PrepareWork, TuneWork
+from workers.context import RunContext
 from workers.errors import UserError
+from workers.ray_entry import TuningActor
 
 TESTS = Path(__file__).parents[1]
 
@@ -129,6 +132,39 @@ def test_a_users_error_reaches_the_user_as_it_was(
     record = run(fake_world.config(seed=13), tmp_path, report=lambda line: None)
     assert record.state == "failed"
     assert record.error == "data.root: there is no folder of that name; name another"
+
+
+def test_an_error_of_a_tuning_workers_start_reaches_the_user_as_it_was(tmp_path: Path) -> None:
+    """Ray wraps an actor's constructor's error in one of its own, without its kind."""
+    recording = tmp_path / "answers.jsonl"
+    recording.write_text("no recording\n")
+    target = {"name": "host", "device": "replay", "recording": str(recording)}
+    context = RunContext(
+        run_dir=str(tmp_path),
+        artifacts=str(tmp_path / "artifacts"),
+        lock_dir=str(tmp_path / "locks"),
+        config=fake_world.config(targets=[target]),
+    )
+    table = LedgerClient(start_table(tmp_path / LEDGER)).for_workers()
+    cluster: Any = ray
+    actor = cluster.remote(concurrency_groups={"control": 1})(TuningActor)
+    worker = actor.options(num_cpus=0).remote(context.model_dump_json(), "host", table)
+    work = TuneWork(target="host", network=fake_world.network(), trials_per_task=1)
+    with pytest.raises(ray.exceptions.RayTaskError) as raised:
+        ray.get(worker.run.remote(work.model_dump_json()), timeout=60)
+    failure = sort_failure(raised.value)
+    assert failure.kind == "user_error" and "answers.jsonl" in failure.message
+    ray.get(worker.close.remote(), timeout=10)
+    ray.kill(worker)
+
+
+def test_a_training_gets_its_share_of_the_smallest_machine() -> None:
+    assert training_needs([{"CPU": 8.0}, {"CPU": 32.0, "memory": 1.0}], 2) == {"num_cpus": 4}
+    assert training_needs([{"CPU": 2.0}], 4) == {"num_cpus": 1}
+    assert training_needs([{"memory": 1.0}], 1) == {"num_cpus": 1}
+    gpus = [{"CPU": 4.0}, {"CPU": 32.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 1.0}]
+    assert training_needs(gpus, 2) == {"num_gpus": 1, "num_cpus": 8}
+    assert training_needs([{"GPU": 2.0}], 2) == {"num_gpus": 1, "num_cpus": 1}
 
 
 def test_failures_are_sorted_into_their_classes() -> None:
