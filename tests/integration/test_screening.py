@@ -145,4 +145,4 @@ def test_a_search_of_all_tasks_repeats_what_other_runs_have_searched(
     tuned = screen_by_search(worker, "search_all")
     counts = searched(table, before)
     convolutions = [task.task_id for task in tuned.table.tasks if task.kind != "other"]
-    assert {counts[task_id] for task_id in convolutions} == {TRIALS}
+    assert all(counts[task_id] >= TRIALS for task_id in convolutions), "more where it pays"
