@@ -12,10 +12,10 @@ factor divides the output channels, or the innermost factor of the reduction div
 channels. The three that are compared (the transplant's first variant, its best one, the fastest of
 the fresh search) are measured again at the end, in turns, and every transplant's output is compared
 with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is better.
-With all layers a picture is written to benchmarks/transplant.svg. With ``--rows`` the rows are kept
-in a file of JSON lines, and given again it goes on with the layers that are not there yet, so that
-several machines may take some ``--layers`` each and one put their rows together. The last line is
-JSON.
+With ``--rows`` the rows are kept in a file of JSON lines, and given again it goes on with the
+layers that are not there yet, so that several machines may take some ``--layers`` each and one put
+their rows together (benchmarks/transplant.jsonl: those of RESULTS.md). With that, or with all
+layers, a picture is written to benchmarks/transplant.svg. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def main() -> None:
                     found = own.rows(seed, layer)
                     keep_rows(found, arguments.rows)
                     rows += found
-    if {row.layer for row in rows} == set(LAYERS):
+    if arguments.rows is not None or {row.layer for row in rows} == set(LAYERS):
         write_picture(rows, PICTURE)
     print(json.dumps(summary(rows, arguments.quick)))
 
