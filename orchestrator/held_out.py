@@ -37,5 +37,5 @@ def doubt_of(target: TargetSummary) -> str:
         f"on the {target.test_images:,} test images it loses {100 * (allowed + excess):.2f} points "
         f"of accuracy where the floor allows {100 * allowed:.2f}, more than chance explains: the "
         f"validation images chose among {trained}; with "
-        " more of them the floor holds better"
+        "more of them the floor holds better"
     )
