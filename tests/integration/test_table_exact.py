@@ -21,6 +21,7 @@ from tvm.target import Target
 from schemas.config import ModelConfig
 from workers.compiling import tasks
 from workers.compiling.network import RelaxNetwork, relax_network
+from workers.compiling.spaces import block_names
 from workers.compiling.tasks import TaskTable, build_table
 from workers.errors import UserError
 from workers.pruning.fold import exported_program, fold_batch_norm
@@ -123,6 +124,23 @@ def test_grouped_and_depthwise_convolutions_are_told_apart() -> None:
         assert workload.task.kind == kind
         assert axes.output is not None and axes.extents[axes.output] == layer.out_channels
         assert axes.reduction is not None and axes.extents[axes.reduction] == reduced
+
+
+def test_equal_tasks_of_different_networks_have_blocks_of_the_same_names() -> None:
+    """Else a trace of one network, which finds its blocks by name, fails on the other."""
+    workloads = []
+    for depth in (1, 4):
+        layers = [layer for _ in range(depth) for layer in (nn.Conv2d(4, 4, 3), nn.ReLU())]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 6, 1)).eval()
+        image = torch.zeros(1, 4, 4 + 2 * depth, 4 + 2 * depth)  # the mean is over 4x4 in both
+        table = build_table(
+            relax_network(exported_program(model, image), Target(TARGET)), Target(TARGET)
+        )
+        (mean,) = (w for w in table.workloads.values() if "T_divide" in block_names(w.module))
+        workloads.append(mean)
+    one, other = workloads
+    assert one.task.task_id == other.task.task_id
+    assert block_names(one.module) == block_names(other.module)
 
 
 def test_layers_are_known_by_their_own_names_whatever_those_are() -> None:

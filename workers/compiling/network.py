@@ -17,6 +17,7 @@ from tvm.ir import IRModule
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.target import Target
 
+from workers.compiling.names import named_by_position
 from workers.compiling.rewrites import rewritten
 from workers.compiling.winograd import ALL_DIRECT, Forms, legalize_convolutions
 from workers.errors import UserError
@@ -72,6 +73,7 @@ def relax_network(
                 relax.transform.FoldConstant(),
                 relax.transform.ConvertLayout(_LAYOUT),
                 relax.transform.LegalizeOps({"relax.nn.conv2d": legalize_convolutions(forms)}),
+                named_by_position,
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),

@@ -1,0 +1,42 @@
+"""Blocks named by position, so that equal workloads of any network share their traces.
+
+Reductions are legalised to blocks named after their argument, which is named after its place in the
+network (``lv160_red``). A trace finds its blocks by name: without this it would only apply to the
+workload of the very call it was found for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tvm.ir import IRModule, load_json, save_json
+from tvm.ir.transform import PassContext, module_pass
+from tvm.tirx import PrimFunc
+
+
+@module_pass(opt_level=0, name="NamedByPosition")  # type: ignore[untyped-decorator]
+def named_by_position(module: IRModule, _: PassContext) -> IRModule:
+    """The module with all that its functions name after an argument named ``argument<i>_...``."""
+    for variable, function in module.functions.items():
+        if isinstance(function, PrimFunc):
+            renamed = _renamed(function)
+            if renamed is not None:
+                module.update_func(variable, renamed)
+    return module
+
+
+def _renamed(function: PrimFunc) -> PrimFunc | None:
+    """The function with its blocks and buffers renamed; None if none is named after an argument."""
+    positions = {str(parameter.name): i for i, parameter in enumerate(function.params)}
+    graph: dict[str, Any] = json.loads(save_json(function))
+    changed = False
+    for node in graph["nodes"]:
+        if node["type"] != "ffi.String":
+            continue
+        found = re.fullmatch(r"(\w+?)(_[a-z]\w*)", node["data"])
+        if found is not None and found[1] in positions:
+            node["data"] = f"argument{positions[found[1]]}{found[2]}"
+            changed = True
+    return load_json(json.dumps(graph)) if changed else None
