@@ -111,6 +111,7 @@ def long_training(
         learning_rate=recipe.further_learning_rate / 2 ** max(0, further - 1)
         if goes_on
         else recipe.long_learning_rate,
+        most_pruned_at_once=recipe.most_pruned_at_once,
         teacher=_teacher(dense, config),
     )
 

@@ -19,8 +19,6 @@ from schemas.base import Schema
 
 _REFERENCE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
-Fraction = Field(ge=0.0, le=1.0)
-
 
 class Section(Schema):
     """A part of the configuration. It is kept as JSON, which knows no infinite numbers.
@@ -151,17 +149,19 @@ class FineTuneConfig(Section):
     )
     long_learning_rate: float = Field(default=0.02, gt=0.0)
     further_learning_rate: float = Field(
-        default=0.005,
+        default=0.005, gt=0.0, description="Of a long training that goes on at the same widths."
+    )
+    most_pruned_at_once: float = Field(
+        default=0.28,
         gt=0.0,
-        description="Of a long training that goes on with a network of the same widths that had "
-        "one.",
+        le=1.0,
+        description="Share of the channels, on average. Deeper cuts are trained on the way, too.",
     )
     distillation: float = Field(
         default=0.9,
         ge=0.0,
         le=1.0,
-        description="Share of the loss that is taken from the dense network's outputs instead of "
-        "the labels; 0: labels alone.",
+        description="Share of the loss by the dense network's outputs, not by the labels.",
     )
     distillation_temperature: float = Field(
         default=4.0, gt=0.0, description="What both networks' outputs are divided by for it."

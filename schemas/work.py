@@ -122,6 +122,12 @@ class FineTuneWork(_Work):
     structure: Structure
     epochs: int = Field(ge=0)
     learning_rate: float = Field(gt=0.0)
+    most_pruned_at_once: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of the channels; a deeper cut is made in steps, each with these epochs.",
+    )
     teacher: Trained | None = Field(
         default=None, description="The network it learns from besides the labels, if any."
     )

@@ -22,6 +22,7 @@ from schemas.work import (
 )
 from workers.networks import Networks
 from workers.pruning.fold import exported_program
+from workers.pruning.gradual import widths_on_the_way
 from workers.pruning.ladder import global_ladder
 from workers.pruning.sensitivity import sensitivities
 from workers.pruning.surgery import prune_to
@@ -63,9 +64,7 @@ class TrainingJobs:
             return self._prepare()
         if isinstance(work, UniformWork):
             model = self._networks.dense(work.fraction)
-            return UniformTrained(
-                network=self._trained(model, Structure(), self._config.train, self._config.seed)
-            )
+            return UniformTrained(network=self._from_scratch(model, self._config.train))
         if isinstance(work, FineTuneWork):
             return self._fine_tune(work)
         raise TypeError(f"a training job does no {work.kind} work")
@@ -78,7 +77,7 @@ class TrainingJobs:
         recipe = self._config.train
         if load_checkpoint(model, self._config.model):
             recipe = recipe.model_copy(update={"epochs": 0})
-        dense = self._trained(model, Structure(), recipe, self._config.seed)
+        dense = self._from_scratch(model, recipe)
         ladder: tuple[Structure, ...] = ()
         if self._config.prune.policy == "global":
             ladder = global_ladder(model, self._networks.image, groups, self._config.prune)
@@ -87,21 +86,7 @@ class TrainingJobs:
         )
 
     def _fine_tune(self, work: FineTuneWork) -> FineTuned:
-        parent = self._networks.load(work.parent)
-        changed = {
-            group: width
-            for group, width in work.structure.widths.items()
-            if work.parent.structure.widths.get(group) != width
-        }
-        model: nn.Module = parent
-        if changed:
-            model = prune_to(
-                parent,
-                self._networks.image,
-                self._networks.groups,
-                changed,
-                self._config.prune.ranking,
-            )
+        model: nn.Module = self._networks.load(work.parent)
         recipe = self._config.train.model_copy(
             update={
                 "epochs": work.epochs,
@@ -109,10 +94,30 @@ class TrainingJobs:
                 "schedule": self._config.fine_tune.schedule,
             }
         )
-        network = self._trained(
-            model, work.structure, recipe, self._config.seed, self._teacher(work.teacher)
+        teacher = self._teacher(work.teacher)
+        steps = widths_on_the_way(
+            self._networks.groups,
+            work.parent.structure.widths,
+            work.structure.widths,
+            work.most_pruned_at_once,
         )
+        train_s = 0.0
+        for changed in steps:
+            if changed:
+                model = prune_to(
+                    model,
+                    self._networks.image,
+                    self._networks.groups,
+                    changed,
+                    self._config.prune.ranking,
+                )
+            train_s += self._train(model, recipe, teacher)
+        network = self._trained(model, work.structure, train_s, work.epochs * len(steps))
         return FineTuned(network=network, sensitivities=self._sensitivities(model))
+
+    def _from_scratch(self, model: nn.Module, recipe: TrainConfig) -> Trained:
+        train_s = self._train(model, recipe)
+        return self._trained(model, Structure(), train_s, recipe.epochs)
 
     def _teacher(self, dense: Trained | None) -> Teacher | None:
         if dense is None:
@@ -139,31 +144,31 @@ class TrainingJobs:
                 yield_cores=self._yield_cores,
             )
 
-    def _trained(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        recipe: TrainConfig,
-        seed: int,
-        teacher: Teacher | None = None,
-    ) -> Trained:
-        splits = self._networks.splits
-        outcome = train(
+    def _train(
+        self, model: nn.Module, recipe: TrainConfig, teacher: Teacher | None = None
+    ) -> float:
+        """Train it in place; the seconds that took."""
+        return train(
             model,
-            splits,
+            self._networks.splits,
             recipe,
-            seed,
+            self._config.seed,
             metric=self._config.metric,
             yield_cores=self._yield_cores,
             progress=self._progress,
             should_stop=self._should_stop,
             threads=self._threads,
             teacher=teacher,
-        )
+        ).train_s
+
+    def _trained(
+        self, model: nn.Module, structure: Structure, train_s: float, epochs: int
+    ) -> Trained:
+        """Store a network that was trained so."""
         model.eval()
         accuracy = evaluate(
             model,
-            splits.validation,
+            self._networks.splits.validation,
             self._config.metric,
             threads=self._threads,
             yield_cores=self._yield_cores,
@@ -173,6 +178,6 @@ class TrainingJobs:
             weights=self._networks.store(model),
             val_accuracy=accuracy,
             info=self._networks.info(model),
-            train_s=outcome.train_s,
-            epochs=outcome.epochs,
+            train_s=train_s,
+            epochs=epochs,
         )
