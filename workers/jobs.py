@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -36,6 +37,31 @@ from workers.training.weights import load_checkpoint
 _SENSITIVITY_IMAGES = 256
 
 YieldCores = Callable[[], AbstractContextManager[object]]
+Progress = Callable[[ProgressEvent], None]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of several equally long parts of a training."""
+
+    number: int
+    count: int
+    before_s: float
+
+    def tells(self, progress: Progress | None) -> Progress | None:
+        """Of the whole training, when told of this part."""
+        if progress is None:
+            return None
+        return lambda event: progress(
+            replace(
+                event,
+                epoch=event.epoch + self.number * event.epochs,
+                epochs=self.count * event.epochs,
+            )
+        )
+
+
+_WHOLE = _Part(0, 1, 0.0)
 
 
 class TrainingJobs:
@@ -47,7 +73,7 @@ class TrainingJobs:
         *,
         threads: int,
         yield_cores: YieldCores = nullcontext,
-        progress: Callable[[ProgressEvent], None] | None = None,
+        progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """``yield_cores()`` is entered around each batch, ``should_stop`` asked between batches."""
@@ -102,7 +128,7 @@ class TrainingJobs:
             work.most_pruned_at_once,
         )
         train_s = 0.0
-        for changed in steps:
+        for number, changed in enumerate(steps):
             if changed:
                 model = prune_to(
                     model,
@@ -111,7 +137,8 @@ class TrainingJobs:
                     changed,
                     self._config.prune.ranking,
                 )
-            train_s += self._train(model, recipe, teacher)
+            part = _Part(number, len(steps), train_s)
+            train_s = self._train(model, recipe, teacher, part)
         network = self._trained(model, work.structure, train_s, work.epochs * len(steps))
         return FineTuned(network=network, sensitivities=self._sensitivities(model))
 
@@ -145,9 +172,13 @@ class TrainingJobs:
             )
 
     def _train(
-        self, model: nn.Module, recipe: TrainConfig, teacher: Teacher | None = None
+        self,
+        model: nn.Module,
+        recipe: TrainConfig,
+        teacher: Teacher | None = None,
+        part: _Part = _WHOLE,
     ) -> float:
-        """Train it in place; the seconds that took."""
+        """Train it in place; the seconds that took, with the parts before this one."""
         return train(
             model,
             self._networks.splits,
@@ -155,10 +186,11 @@ class TrainingJobs:
             self._config.seed,
             metric=self._config.metric,
             yield_cores=self._yield_cores,
-            progress=self._progress,
+            progress=part.tells(self._progress),
             should_stop=self._should_stop,
             threads=self._threads,
             teacher=teacher,
+            spent_s=part.before_s,
         ).train_s
 
     def _trained(

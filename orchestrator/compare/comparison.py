@@ -14,7 +14,15 @@ from device_agents.session import NoDevice
 from device_agents.tracker_wire import TrackerUnreachable
 from orchestrator import driver
 from orchestrator.compare.finals import Finals, measure_finals
-from orchestrator.compare.methods import DENSE, OURS, START, Spent, method_config
+from orchestrator.compare.methods import (
+    ABLATIONS,
+    BASELINES,
+    DENSE,
+    OURS,
+    START,
+    Spent,
+    method_config,
+)
 from orchestrator.compare.page import render
 from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
@@ -56,8 +64,8 @@ def compare(
 ) -> list[MethodTable]:
     """Run what is not done yet, measure all final networks; the tables, one for each target.
 
-    Writes ``comparison.json``, ``.csv`` and ``.html`` into ``folder``. Given again, it goes on
-    where it was.
+    Rows of other methods that ended before stay in the tables. Writes ``comparison.json``, ``.csv``
+    and ``.html`` into ``folder``. Given again, it goes on where it was.
 
     Raises:
         ComparisonStopped: a run failed or was stopped, or no device answered at the end.
@@ -67,8 +75,9 @@ def compare(
     checkpoint = _dense_weights(start, folder)
     records: dict[str, RunRecord] = {}
     ours = Spent()
-    for method in (OURS, DENSE, *(name for name in methods if name != OURS)):
-        config = method_config(
+
+    def config_of(method: str) -> RunConfig:
+        return method_config(
             base,
             method,
             folder,
@@ -76,10 +85,15 @@ def compare(
             ours=ours,
             original_candidates=original_candidates,
         )
-        records[method] = _run(method, config, report)
+
+    for method in (OURS, DENSE, *(name for name in methods if name != OURS)):
+        records[method] = _run(method, config_of(method), report)
         if method == OURS:
             ours = _spent(records[OURS])
-    records = {method: records[method] for method in (DENSE, *methods)}
+    others = (name for name in (*BASELINES, *ABLATIONS) if name not in records)
+    finished = [name for name in others if _has_ended(config_of(name), report)]
+    records |= {name: _run(name, config_of(name), report) for name in finished}
+    records = {method: records[method] for method in (DENSE, *methods, *finished)}
     tables = []
     for target in base.targets:
         finals = _finals(records, folder, target, base, report)
@@ -126,6 +140,16 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     if not (folder / PAGE).exists():
         write_report(record, folder)
     return record
+
+
+def _has_ended(config: RunConfig, report: Report) -> bool:
+    """Whether a row that was not asked for is there, and was given what it is to have."""
+    folder = Path(config.output) / config.run
+    try:
+        return driver.has_ended(config, folder)
+    except ConfigChanged as change:
+        report(f"{folder} is left out until it is asked for, when it begins again: {change}")
+        return False
 
 
 def _make_way(config: RunConfig, folder: Path, report: Report) -> None:

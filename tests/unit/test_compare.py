@@ -262,6 +262,21 @@ def test_a_row_that_was_given_less_than_ours_took_since_begins_again(
     assert world.record("uniform-l1.before-1") == before
 
 
+def test_rows_that_ended_before_stay_in_the_table_when_one_is_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.go((OURS, "uniform-l1"))
+    assert [row.method for row in world.go((OURS, "fpgm")).rows] == [
+        "dense",
+        OURS,
+        "fpgm",
+        "uniform-l1",
+    ]
+    more = Spent(candidates=40, most_trials=1, train_s=1.0)
+    monkeypatch.setattr(comparison, "_spent", lambda record: more)
+    assert [row.method for row in world.go((OURS, "fpgm")).rows] == ["dense", OURS, "fpgm"]
+
+
 def test_a_method_that_is_interrupted_leaves_as_an_interrupted_run_does(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,10 +76,12 @@ def train(
     threads: int = 1,
     device: str | None = None,
     teacher: Teacher | None = None,
+    spent_s: float = 0.0,
 ) -> TrainOutcome:
     """Trains ``model`` in place and leaves it with the weights of its best validation epoch.
 
     With a ``teacher``, whose network is in evaluation mode, it learns from that besides the labels.
+    ``spent_s`` is what earlier parts of the same training took: it counts as part of its time.
 
     The same seed and threads on the same machine give the same bits. ``yield_cores()`` is entered
     around each batch, so that between batches the cores can be given up. The epoch before training
@@ -92,7 +94,7 @@ def train(
     """
     modes = {module: module.training for module in model.modules()}
     generator = torch.Generator().manual_seed(seed)
-    started = time.monotonic()
+    started = time.monotonic() - spent_s
     state = _Run(recipe, progress, should_stop, started)
     broken = not_finite(model.state_dict())
     if broken:

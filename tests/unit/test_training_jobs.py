@@ -1,0 +1,89 @@
+"""A candidate's training: at the widths on the way to its own, as one training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.config import DataConfig, ModelConfig, PruneConfig, RunConfig, TrainConfig
+from schemas.network import Structure, Trained
+from schemas.work import FineTuned, FineTuneWork, Prepared, PrepareWork
+from workers.artifacts import ArtifactStore
+from workers.errors import TrainingTimedOut
+from workers.jobs import TrainingJobs
+from workers.networks import Networks
+from workers.training.train import ProgressEvent
+
+CONFIG = RunConfig(
+    model=ModelConfig(name="small_resnet"),
+    data=DataConfig(
+        name="drawn", image_size=8, arguments={"train": 64, "validation": 32, "test": 10}
+    ),
+    train=TrainConfig(epochs=1),
+    prune=PruneConfig(max_accuracy_drop=0.1),
+)
+
+
+class World:
+    def __init__(self, folder: Path, config: RunConfig = CONFIG) -> None:
+        self.events: list[ProgressEvent] = []
+        self.networks = Networks(config, ArtifactStore(str(folder / "artifacts")))
+        self.jobs = TrainingJobs(self.networks, threads=1, progress=self.events.append)
+
+    def dense(self) -> Trained:
+        prepared = self.jobs.run(PrepareWork())
+        assert isinstance(prepared, Prepared)
+        self.events.clear()
+        return prepared.dense
+
+    def quarter(self) -> Structure:
+        groups = [group for group in self.networks.groups if group.prunable]
+        return Structure(widths={group.group_id: group.share(0.25) for group in groups})
+
+    def fine_tuned(self, parent: Trained, structure: Structure, most: float) -> Trained:
+        done = self.jobs.run(
+            FineTuneWork(
+                parent=parent,
+                structure=structure,
+                epochs=2,
+                learning_rate=0.01,
+                most_pruned_at_once=most,
+                teacher=parent,
+            )
+        )
+        assert isinstance(done, FineTuned)
+        return done.network
+
+
+def test_a_deep_cut_is_trained_at_the_widths_on_the_way_as_one_training(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    dense, quarter = world.dense(), world.quarter()
+    slowly = world.fine_tuned(dense, quarter, 0.3)  # four times 0.7 is a quarter
+    assert slowly.structure == quarter
+    assert slowly.epochs == 4 * 2
+    assert {event.epochs for event in world.events} == {8}
+    ends = [event.epoch for event in world.events if event.batch == event.batches]
+    assert sorted(set(ends)) == list(range(1, 9))
+    elapsed_s = [event.elapsed_s for event in world.events]
+    assert elapsed_s == sorted(elapsed_s)
+    assert slowly.train_s >= elapsed_s[-1]
+
+    at_once = world.fine_tuned(dense, quarter, 1.0)
+    assert at_once.epochs == 2
+    assert at_once.info == slowly.info
+    assert at_once.weights != slowly.weights
+
+
+def test_the_time_a_training_may_take_is_that_of_all_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(
+        tmp_path, CONFIG.model_copy(update={"train": TrainConfig(epochs=1, timeout_s=15)})
+    )
+    dense, quarter = world.dense(), world.quarter()
+    clock = iter(range(1_000_000))  # a second for each look at it
+    monkeypatch.setattr("workers.training.train.time.monotonic", lambda: float(next(clock)))
+    with pytest.raises(TrainingTimedOut, match="a training took longer than 15 s"):
+        world.fine_tuned(dense, quarter, 0.5)
+    assert world.events[-1].epoch == 3, "in the second step"
