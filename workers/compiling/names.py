@@ -18,7 +18,7 @@ from tvm.tirx import PrimFunc
 
 @module_pass(opt_level=0, name="NamedByPosition")  # type: ignore[untyped-decorator]
 def named_by_position(module: IRModule, _: PassContext) -> IRModule:
-    """The module with all that its functions name after an argument named ``argument<i>_...``."""
+    """The module with all that its functions name after an argument named ``input<i>_...``."""
     for variable, function in module.functions.items():
         if isinstance(function, PrimFunc):
             renamed = _renamed(function)
@@ -37,6 +37,6 @@ def _renamed(function: PrimFunc) -> PrimFunc | None:
             continue
         found = re.fullmatch(r"(\w+?)(_[a-z]\w*)", node["data"])
         if found is not None and found[1] in positions:
-            node["data"] = f"argument{positions[found[1]]}{found[2]}"
+            node["data"] = f"input{positions[found[1]]}{found[2]}"
             changed = True
     return load_json(json.dumps(graph)) if changed else None
