@@ -173,7 +173,7 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
 def _steps(config: RunConfig) -> int:
     """In which a cut is made that takes half of every width, the deepest there is."""
     most = config.fine_tune.most_pruned_at_once
-    return 1 if most >= 0.5 else math.ceil(math.log(0.5) / math.log1p(-most))
+    return 1 if most >= 0.75 else math.ceil(math.log(0.25) / math.log1p(-most))
 
 
 def _epoch(config: RunConfig) -> Range | None:

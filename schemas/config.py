@@ -152,10 +152,10 @@ class FineTuneConfig(Section):
         default=0.005, gt=0.0, description="Of a long training that goes on at the same widths."
     )
     most_pruned_at_once: float = Field(
-        default=0.28,
+        default=0.45,
         gt=0.0,
         le=1.0,
-        description="Share of the channels, on average. Deeper cuts are trained on the way, too.",
+        description="Share of the multiplications. Deeper cuts are trained on the way, too.",
     )
     distillation: float = Field(
         default=0.9,

@@ -126,7 +126,8 @@ class FineTuneWork(_Work):
         default=1.0,
         gt=0.0,
         le=1.0,
-        description="Share of the channels; a deeper cut is made in steps, each with these epochs.",
+        description="Share of the multiplications; a deeper cut is made in steps, each trained for "
+        "these epochs.",
     )
     teacher: Trained | None = Field(
         default=None, description="The network it learns from besides the labels, if any."

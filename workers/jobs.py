@@ -23,7 +23,7 @@ from schemas.work import (
 )
 from workers.networks import Networks
 from workers.pruning.fold import exported_program
-from workers.pruning.gradual import widths_on_the_way
+from workers.pruning.gradual import steps_for, widths_on_the_way
 from workers.pruning.ladder import global_ladder
 from workers.pruning.sensitivity import sensitivities
 from workers.pruning.surgery import prune_to
@@ -121,11 +121,12 @@ class TrainingJobs:
             }
         )
         teacher = self._teacher(work.teacher)
+        pruned = self._networks.info(self._networks.of_structure(work.structure))
         steps = widths_on_the_way(
             self._networks.groups,
             work.parent.structure.widths,
             work.structure.widths,
-            work.most_pruned_at_once,
+            steps_for(work.parent.info.macs, pruned.macs, work.most_pruned_at_once),
         )
         train_s = 0.0
         for number, changed in enumerate(steps):

@@ -30,6 +30,10 @@ deep ones would be lost again, and one that hardly pays is not worth as long a t
 _LEAST_CUT = 0.9
 """Not worth as long a training: to keep more than this."""
 _MOST_OF_A_GROUP = 0.5
+_EVENNESS = 2.0
+"""An expected loss counts for more, the less of the dense width is kept, by this power. It is what
+goes before the network is trained again: what a narrow group lost comes back less well. Measured:
+benchmarks/RESULTS.md, deep cuts in steps."""
 _NO_LOSS = 1e-12
 
 
@@ -39,6 +43,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     Nor where nothing is known of the groups' sensitivities.
     """
     groups, current = view.prepared.groups, view.search.current
+    dense = {group.group_id: group.channels for group in groups}
     if not view.sensitivities:
         return []
     prunable = [group for group in groups if group.prunable]
@@ -49,7 +54,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):
         while share <= _LEAST_CUT:
-            cut = _cut(sites, found, widths, view.losses, share)
+            cut = _cut(sites, found, widths, dense, view.losses, share)
             candidate = candidate_of("", NAME, current, groups, cut, long_training=True)
             if cut and candidate.candidate_id not in view.tried:
                 made.setdefault(candidate.candidate_id, candidate)
@@ -88,6 +93,7 @@ def _cut(
     sites: Sites,
     groups: Sequence[GroupWidths],
     now: Mapping[str, int],
+    dense: Mapping[str, int],
     losses: Mapping[str, Sensitivity],
     share: float,
 ) -> dict[str, int]:
@@ -112,7 +118,8 @@ def _cut(
             after = widths[0] / now[name]
             gained_ms = sites.of_ms(name, shares) - sites.of_ms(name, {**shares, name: after})
             risen = losses[name].loss(1.0 - after) - losses[name].loss(1.0 - before)
-            score = gained_ms / max(risen, _NO_LOSS)
+            kept = widths[0] / dense[name]
+            score = kept**_EVENNESS * gained_ms / max(risen, _NO_LOSS)
             if best is None or score > best[0]:
                 best = (score, name, after, gained_ms)
         if best is None:

@@ -96,6 +96,18 @@ def test_groups_give_where_most_latency_goes_for_least_loss() -> None:
     assert weak.structure.widths["fragile"] == fake_world.LAYERS["fragile"] / 2
 
 
+def test_a_group_that_has_given_more_gives_less_than_its_sensitivity_lets_expect() -> None:
+    narrow = Structure(widths={"flat": fake_world.LAYERS["flat"] // 2})
+    costs = {"stem": 1e3, "flat": 1.0, "deep": 1e3}  # of all channels there are now
+    for fragile, gives in ((1.0, "fragile"), (1.5, "fragile"), (1e3, "flat")):
+        found = whole_cuts(view(structure=narrow, losses={**costs, "fragile": fragile}))
+        changed = {
+            name: kept / narrow.widths.get(name, fake_world.LAYERS[name])
+            for name, kept in found[-1].structure.widths.items()
+        }
+        assert min(changed, key=lambda name: changed[name]) == gives
+
+
 def test_without_sensitivities_there_is_none() -> None:
     assert whole_cuts(view(losses={})) == []
 

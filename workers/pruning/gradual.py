@@ -13,22 +13,24 @@ from collections.abc import Iterable, Mapping
 from schemas.network import ChannelGroup
 
 
+def steps_for(macs_before: int, macs_after: int, most_at_once: float) -> int:
+    """In how many steps a cut is made, each of which takes the same share of the multiplications,
+    at most ``most_at_once``. One at least."""
+    if most_at_once == 1.0 or not 0 < macs_after < macs_before:
+        return 1
+    return math.ceil(math.log(macs_after / macs_before) / math.log1p(-most_at_once))
+
+
 def widths_on_the_way(
-    groups: Iterable[ChannelGroup],
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    most_at_once: float,
+    groups: Iterable[ChannelGroup], before: Mapping[str, int], after: Mapping[str, int], steps: int
 ) -> list[dict[str, int]]:
     """Group -> channels, of the groups that change, for each step from ``before`` to ``after``.
 
-    A step takes at most the share ``most_at_once`` of the channels, as a geometric mean over all
-    groups that can be pruned, and the same share of a group each time. A group that is not in
-    ``before`` has all its channels there; one that is not in ``after`` stays as it is. One step at
-    least, which may change nothing.
+    Each step takes the same share of a group, as near as whole multiples of its divisor allow. A
+    group that is not in ``before`` has all its channels there; one that is not in ``after`` stays.
     """
     known = {group.group_id: group for group in groups if group.prunable}
     now = {name: before.get(name, group.channels) for name, group in known.items()}
-    steps = _steps([after.get(name, width) / width for name, width in now.items()], most_at_once)
     found: list[dict[str, int]] = []
     for left in range(steps, 0, -1):
         changes: dict[str, int] = {}
@@ -41,10 +43,3 @@ def widths_on_the_way(
         now |= changes
         found.append(changes)
     return found
-
-
-def _steps(ratios: list[float], most_at_once: float) -> int:
-    if not ratios or most_at_once == 1.0:
-        return 1
-    kept = math.fsum(math.log(ratio) for ratio in ratios) / len(ratios)
-    return max(1, math.ceil(kept / math.log1p(-most_at_once)))
