@@ -52,11 +52,12 @@ class Parallel:
         """Cuts for single tasks, as ``config`` says; none beside the ``whole`` ones where only one
         candidate is trained in a round.
 
-        Where the whole network cannot be cut any more the accuracy is used up, and they are trained
-        for long.
+        Where the whole network cannot be cut any more the accuracy is used up: they are trained for
+        long, and groups behind one task are cut apart, too.
         """
         if whole and config.fine_tuned_per_round == 1:
             return Proposal(candidates=())
+        at_the_floor = not whole and bool(view.sensitivities)
         found = propose(
             view.ranking,
             view.programs,
@@ -65,8 +66,9 @@ class Parallel:
             view.search.set_aside,
             view.tried,
             config,
+            apart=at_the_floor,
         )
-        if whole or not view.sensitivities:
+        if not at_the_floor:
             return found
         longer = [item.model_copy(update={"long_training": True}) for item in found.candidates]
         return found.model_copy(update={"candidates": tuple(longer)})

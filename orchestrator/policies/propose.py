@@ -21,8 +21,13 @@ def propose(
     set_aside: Collection[str],
     tried: Collection[str],
     config: PruneConfig,
+    *,
+    apart: bool = False,
 ) -> Proposal:
-    """Candidates for the slowest tasks that are not set aside and have an untried width."""
+    """Candidates for the slowest tasks that are not set aside and have an untried width.
+
+    ``apart``: besides all groups behind a task together, each of them by itself.
+    """
     fresh: dict[str, Candidate] = {}
     tasks = 0
     passed_over: list[str] = []
@@ -39,10 +44,11 @@ def propose(
         if not found:
             passed_over.append(f"{task.name}: {'; '.join(refusals)}")
             continue
-        names = [group.group_id for group in found]
+        alone = [[group] for group in found] if apart and len(found) > 1 else []
         cuts = [
-            dict(zip(names, widths, strict=True))
-            for widths in spread(joint_widths(found), config.widths_per_task)
+            {group.group_id: width for group, width in zip(cut, widths, strict=True)}
+            for cut in (found, *alone)
+            for widths in spread(joint_widths(cut), config.widths_per_task)
         ]
         made = [candidate_of(task.task_id, task.name, parent, groups, cut) for cut in cuts]
         new = {item.candidate_id: item for item in made if item.candidate_id not in tried}

@@ -102,6 +102,28 @@ def test_what_is_set_aside_or_tried_is_passed_over() -> None:
     assert "every width proposed for it has been tried" in done.passed_over[0]
 
 
+def test_groups_behind_one_task_are_cut_together_and_where_asked_for_apart_too() -> None:
+    tuned = fake_world.tuned(Structure(), "host", unit=4)
+    task_of = {site.module: site.task_id for site in tuned.table.subgraphs}
+    shared = tuple(
+        site.model_copy(update={"task_id": task_of["stem"]}) if site.module == "fragile" else site
+        for site in tuned.table.subgraphs
+    )
+    table = tuned.table.model_copy(update={"subgraphs": shared})
+    tuned = tuned.model_copy(update={"table": table})
+    config = PRUNE.model_copy(update={"tasks_per_round": 9, "widths_per_task": 1})
+
+    def cuts(apart: bool) -> set[tuple[str, ...]]:
+        groups, parent = fake_world.groups(), fake_world.network()
+        found = propose(
+            rank_tasks(tuned), tuned, groups, parent, (), (), config, apart=apart
+        ).candidates
+        return {item.groups for item in found if item.task_id == task_of["stem"]}
+
+    assert cuts(apart=False) == {("stem", "fragile")}
+    assert cuts(apart=True) == {("stem", "fragile"), ("stem",), ("fragile",)}
+
+
 def test_groups_that_must_not_be_pruned_are_never_proposed() -> None:
     tuned = fake_world.tuned(Structure(), "host", unit=4)
     for kept in ([], ["flat"]):
