@@ -7,7 +7,6 @@ to 8 s, a comparison 6 to 15 s). It says where the time would go, not more.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from orchestrator import doctor
 from orchestrator.doctor import Check
 from orchestrator.plan_checks import start_checks
 from orchestrator.wording import count
+from workers.pruning.gradual import steps_for
 
 if TYPE_CHECKING:
     from schemas.config import RunConfig
@@ -139,8 +139,10 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     candidates = (prune.tasks_per_round + together) * prune.widths_per_task
     trained = min(prune.fine_tuned_per_round, candidates)
     fewest = 1 if trained == 1 else candidates  # one cut of the whole network, while there is one
+    # The deepest cut takes half of every width, so three quarters of the multiplications.
+    steps = steps_for(4, 1, fine.most_pruned_at_once)
     shorter = (trained - 1) * fine.short_epochs
-    epochs = (fine.long_epochs + shorter, _steps(config) * fine.long_epochs + shorter)
+    epochs = (fine.long_epochs + shorter, steps * fine.long_epochs + shorter)
     one = _sum(
         (SCREEN_S[0] * fewest * targets, SCREEN_S[1] * candidates * targets),
         _times(_product(epochs, epoch), targets / min(trained, fine.max_parallel)),
@@ -153,7 +155,7 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
         f"{'' if fewest == candidates else 'up to '}{count(candidates, 'candidate')} screened, "
         f"{trained} fine-tuned for "
         f"{fine.short_epochs} or {count(fine.long_epochs, 'epoch')} (deep cuts for up to "
-        f"{_steps(config)} times as many) and compared",
+        f"{steps} times as many) and compared",
         _product(rounds, one),
     )
     extra = max(0, tune.final_trials_per_task - tune.trials_per_task)
@@ -168,12 +170,6 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
         _sum(_product(tasks, _times(PROGRAM_S, tuned * targets)), _times(epoch, training)),
     )
     yield Phase("export", "test split, library, ONNX, report", _times(EXPORT_S, targets))
-
-
-def _steps(config: RunConfig) -> int:
-    """In which a cut is made that takes half of every width, the deepest there is."""
-    most = config.fine_tune.most_pruned_at_once
-    return 1 if most >= 0.75 else math.ceil(math.log(0.25) / math.log1p(-most))
 
 
 def _epoch(config: RunConfig) -> Range | None:

@@ -8,7 +8,6 @@ workload of the very call it was found for.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from tvm.ir import IRModule, load_json, save_json
@@ -29,14 +28,15 @@ def named_by_position(module: IRModule, _: PassContext) -> IRModule:
 
 def _renamed(function: PrimFunc) -> PrimFunc | None:
     """The function with its blocks and buffers renamed; None if none is named after an argument."""
-    positions = {str(parameter.name): i for i, parameter in enumerate(function.params)}
+    names = {f"{parameter.name}_": i for i, parameter in enumerate(function.params)}
     graph: dict[str, Any] = json.loads(save_json(function))
     changed = False
     for node in graph["nodes"]:
         if node["type"] != "ffi.String":
             continue
-        found = re.fullmatch(r"(\w+?)(_[a-z]\w*)", node["data"])
-        if found is not None and found[1] in positions:
-            node["data"] = f"input{positions[found[1]]}{found[2]}"
+        # The longest: an argument's name may be the beginning of another's.
+        prefix = max(filter(node["data"].startswith, names), key=len, default=None)
+        if prefix is not None and node["data"] != prefix:
+            node["data"] = f"input{names[prefix]}_{node['data'].removeprefix(prefix)}"
             changed = True
     return load_json(json.dumps(graph)) if changed else None
