@@ -29,9 +29,8 @@ from workers.pruning.sensitivity import sensitivities
 from workers.pruning.surgery import prune_to
 from workers.training.distillation import Teacher
 from workers.training.images import batches, row_major
-from workers.training.metrics import evaluate
 from workers.training.runtime import computing
-from workers.training.train import ProgressEvent, train
+from workers.training.train import ProgressEvent, TrainOutcome, train
 from workers.training.weights import load_checkpoint
 
 _SENSITIVITY_IMAGES = 256
@@ -120,7 +119,7 @@ class TrainingJobs:
                 "schedule": self._config.fine_tune.schedule,
             }
         )
-        teacher = self._teacher(work.teacher)
+        teacher = None if work.teacher is None else self._networks.teacher(work.teacher)
         pruned = self._networks.info(self._networks.of_structure(work.structure))
         steps = widths_on_the_way(
             self._networks.groups,
@@ -128,7 +127,7 @@ class TrainingJobs:
             work.structure.widths,
             steps_for(work.parent.info.macs, pruned.macs, work.most_pruned_at_once),
         )
-        train_s = 0.0
+        outcome = None
         for number, changed in enumerate(steps):
             if changed:
                 model = prune_to(
@@ -138,22 +137,15 @@ class TrainingJobs:
                     changed,
                     self._config.prune.ranking,
                 )
-            part = _Part(number, len(steps), train_s)
-            train_s = self._train(model, recipe, teacher, part)
-        network = self._trained(model, work.structure, train_s, work.epochs * len(steps))
+            part = _Part(number, len(steps), 0.0 if outcome is None else outcome.train_s)
+            outcome = self._train(model, recipe, teacher, part)
+        assert outcome is not None, "there is at least one step"
+        network = self._trained(model, work.structure, outcome, work.epochs * len(steps))
         return FineTuned(network=network, sensitivities=self._sensitivities(model))
 
     def _from_scratch(self, model: nn.Module, recipe: TrainConfig) -> Trained:
-        train_s = self._train(model, recipe)
-        return self._trained(model, Structure(), train_s, recipe.epochs)
-
-    def _teacher(self, dense: Trained | None) -> Teacher | None:
-        if dense is None:
-            return None
-        recipe = self._config.fine_tune
-        return Teacher(
-            self._networks.load(dense), recipe.distillation, recipe.distillation_temperature
-        )
+        outcome = self._train(model, recipe)
+        return self._trained(model, Structure(), outcome, recipe.epochs)
 
     def _sensitivities(self, model: nn.Module) -> tuple[Sensitivity, ...]:
         """By validation images: on those it was trained on, a network has hardly an error left."""
@@ -178,8 +170,8 @@ class TrainingJobs:
         recipe: TrainConfig,
         teacher: Teacher | None = None,
         part: _Part = _WHOLE,
-    ) -> float:
-        """Train it in place; the seconds that took, with the parts before this one."""
+    ) -> TrainOutcome:
+        """Train it in place; ``train_s`` counts the parts before this one, too."""
         return train(
             model,
             self._networks.splits,
@@ -192,25 +184,18 @@ class TrainingJobs:
             threads=self._threads,
             teacher=teacher,
             spent_s=part.before_s,
-        ).train_s
+        )
 
     def _trained(
-        self, model: nn.Module, structure: Structure, train_s: float, epochs: int
+        self, model: nn.Module, structure: Structure, outcome: TrainOutcome, epochs: int
     ) -> Trained:
-        """Store a network that was trained so."""
+        """Store a network whose training, or its last part, ended so."""
         model.eval()
-        accuracy = evaluate(
-            model,
-            self._networks.splits.validation,
-            self._config.metric,
-            threads=self._threads,
-            yield_cores=self._yield_cores,
-        )
         return Trained(
             structure=structure,
             weights=self._networks.store(model),
-            val_accuracy=accuracy,
+            val_accuracy=outcome.val_accuracy,
             info=self._networks.info(model),
-            train_s=train_s,
+            train_s=outcome.train_s,
             epochs=epochs,
         )

@@ -13,6 +13,7 @@ from workers.artifacts import ArtifactStore
 from workers.pruning.groups import channel_groups, check_patterns
 from workers.pruning.surgery import materialise, network_info
 from workers.training.data import load_splits
+from workers.training.distillation import Teacher
 from workers.training.images import Splits
 from workers.training.networks import build_model, example_input
 from workers.training.weights import put_weights, weights_from_bytes, weights_to_bytes
@@ -24,6 +25,7 @@ class Networks:
     def __init__(self, config: RunConfig, artifacts: ArtifactStore) -> None:
         self.config = config
         self._artifacts = artifacts
+        self._teachers: dict[str, Teacher] = {}
 
     @cached_property
     def splits(self) -> Splits:
@@ -72,6 +74,16 @@ class Networks:
         model = self.of_structure(trained.structure, fraction)
         put_weights(model, weights_from_bytes(self._artifacts.get_bytes(trained.weights)))
         return model.eval()
+
+    def teacher(self, dense: Trained) -> Teacher:
+        """What pruned networks learn from besides the labels: one for all trainings, as it keeps
+        its outputs."""
+        if dense.weights not in self._teachers:
+            recipe = self.config.fine_tune
+            self._teachers[dense.weights] = Teacher(
+                self.load(dense), recipe.distillation, recipe.distillation_temperature
+            )
+        return self._teachers[dense.weights]
 
     def store(self, model: nn.Module) -> str:
         """Store a network's weights; their artefact address."""

@@ -81,3 +81,63 @@ def test_a_student_learns_from_its_teacher_what_the_labels_do_not_say(splits: Sp
     )
     assert all(torch.equal(before[name], after) for name, after in teacher.state_dict().items())
     assert not teacher.training
+
+
+class Counted(nn.Module):
+    """How often the network inside was asked."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.calls = inside, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        outputs: Tensor = self.inside(images)
+        return outputs
+
+
+def test_a_batch_that_comes_again_is_not_shown_to_the_teacher_again() -> None:
+    says = Counted(Says(1.0, -1.0))
+    teacher = Teacher(says, 1.0, 4.0, kept_bytes=3 * 2 * 4)
+    images, logits, by_labels = torch.zeros(3, 1, 2, 2), torch.zeros(3, 2), torch.tensor(5.0)
+    first = teacher.loss(images, logits, by_labels, batch="first")
+    assert torch.equal(teacher.loss(images, logits, by_labels, batch="first"), first)
+    assert says.calls == 1
+    teacher.loss(images, logits, by_labels, batch="no room for a second")
+    teacher.loss(images, logits, by_labels, batch="no room for a second")
+    teacher.loss(images, logits, by_labels)
+    teacher.loss(images, logits, by_labels)
+    assert says.calls == 5
+
+
+class Listed:
+    """The same images, each made when it is asked for."""
+
+    def __init__(self, images: TensorImages) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._images[index]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_second_training_learns_the_same_from_what_the_teacher_said_in_the_first(
+    splits: Splits, in_memory: bool
+) -> None:
+    """Images that are not in memory may be other ones each time: those it is shown again."""
+    few = TensorImages(*next(batches(splits.train, 64)))
+    data = replace(splits, train=few if in_memory else Listed(few))
+    recipe = RECIPE.model_copy(update={"epochs": 2, "augmentation": "shift"})
+    says = Counted(network(seed=1))
+    teacher = Teacher(says.eval(), 0.9, 4.0)
+    ends = []
+    for epochs in (2, 2, 3):
+        student = network(seed=2)
+        longer = recipe.model_copy(update={"epochs": epochs, "schedule": "constant"})
+        outcome = train(student, data, longer, seed=0, teacher=teacher)
+        ends.append([epoch.loss for epoch in outcome.history[1:]])
+    assert ends[0] == ends[1] == ends[2][:2]
+    assert says.calls == (2 * 3 if in_memory else 2 * (2 + 2 + 3))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from schemas.config import TrainConfig
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
 from workers.training.distillation import Teacher
-from workers.training.images import Splits, augment, batches, row_major
+from workers.training.images import Splits, TensorImages, augment, batches, row_major
 from workers.training.metrics import accuracy_of_logits, logits_of
 from workers.training.runtime import computing
 from workers.training.weights import not_finite
@@ -80,7 +81,9 @@ def train(
 ) -> TrainOutcome:
     """Trains ``model`` in place and leaves it with the weights of its best validation epoch.
 
-    With a ``teacher``, whose network is in evaluation mode, it learns from that besides the labels.
+    With a ``teacher`` it learns from that besides the labels. A teacher belongs to one recipe's
+    batch size and augmentation and to one training set: with the same seed, images in memory come
+    again in every training, and the teacher need not look at them again.
     ``spent_s`` is what earlier parts of the same training took: it counts as part of its time.
 
     The same seed and threads on the same machine give the same bits. ``yield_cores()`` is entered
@@ -96,6 +99,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic() - spent_s
     state = _Run(recipe, progress, should_stop, started)
+    repeatable = isinstance(splits.train, TensorImages)
     broken = not_finite(model.state_dict())
     if broken:
         raise TrainingDiverged(
@@ -126,7 +130,9 @@ def train(
                         if batch is None:
                             break
                         images = augment(batch[0], recipe.augmentation, generator)
-                        loss = _step(model, images, batch[1], recipe, optimizer, place, teacher)
+                        known = (seed, state.epoch, number) if repeatable else None
+                        lesson = None if teacher is None else partial(teacher.loss, batch=known)
+                        loss = _step(model, images, batch[1], recipe, optimizer, place, lesson)
                     scheduler.step()
                     if not math.isfinite(loss):
                         raise _divergence(loss, images, state.epoch + 1, number)
@@ -258,15 +264,15 @@ def _step(
     recipe: TrainConfig,
     optimizer: torch.optim.Optimizer,
     place: torch.device,
-    teacher: Teacher | None,
+    lesson: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
 ) -> float:
     shown = row_major(images).to(place)
     logits = first_tensor(model(shown))
     loss = functional.cross_entropy(
         logits, labels.to(place), label_smoothing=recipe.label_smoothing
     )
-    if teacher is not None:
-        loss = teacher.loss(shown, logits, loss)
+    if lesson is not None:
+        loss = lesson(shown, logits, loss)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
