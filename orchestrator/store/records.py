@@ -4,13 +4,17 @@ One SQLite file that several runs read and write at once. It is a cache: a run c
 into its own ledger, and goes on without the store when that cannot be used.
 
 A record is known by its task (workload and target), the device model, the program, and the
-conditions: the compiler's versions, and how programs are timed, since a run compares the records of
-a task with each other.
+conditions: the compiler's versions and our code around it, since a trace names the blocks and loops
+that they make; and how programs are timed, since a run compares the records of a task with each
+other.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import sqlite3
 import time
@@ -29,6 +33,7 @@ from schemas.table import SHARED_BATCH, KnownTask, Program, Sample
 
 BUSY_TIMEOUT_S = 20.0
 TOOLS = ("apache-tvm", "apache-tvm-ffi")
+_COMPILING = "workers.compiling"
 _KEPT_SHARE = 0.9  # of the limit, once it is passed: making room is not for every record
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -58,7 +63,7 @@ def conditions_of(config: MeasureConfig) -> str:
     """What two records must have in common to be compared."""
     versions = [f"{name} {_version(name)}" for name in TOOLS]
     timing = f"{config.program_repeats} repeats of {config.program_min_repeat_ms} ms or more"
-    return ", ".join([*versions, timing])
+    return ", ".join([*versions, f"{_COMPILING} {_digest_of_code(_COMPILING)}", timing])
 
 
 def is_shareable(program: Program) -> bool:
@@ -270,6 +275,18 @@ class RecordStore:
         except OSError as error:
             why = f"{error.strerror or error}: {error.filename}"
             raise RecordsUnusable(f"the record store {self.path} cannot be used: {why}") from error
+
+
+@functools.cache
+def _digest_of_code(package: str) -> str:
+    """What the package's files hold; it is not imported, nor what it needs."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    (folder,) = spec.submodule_search_locations
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.py")):
+        digest.update(path.name.encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _version(package: str) -> str:

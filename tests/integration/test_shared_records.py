@@ -70,8 +70,12 @@ class Run:
         return outcome
 
     def whole(self) -> list[Tuned]:
-        """What a run does that prunes the layer once."""
-        screened = (self.tune(3), self.screen().tuned)
+        """What a run does that prunes the layer once.
+
+        The dense network has all its programs before: a second run knows them from the beginning,
+        and the fastest of more might be another one to transplant.
+        """
+        screened = (self.tune(5), self.screen().tuned)
         retuned = self.tune(2, network=PRUNED, added_trials=True)
         done = [*screened, retuned, self.tune(4, network=PRUNED), self.tune(5)]
         return [tuned for tuned in done if tuned is not None]

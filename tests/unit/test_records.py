@@ -72,6 +72,22 @@ class TestContent:
         monkeypatch.setattr(records, "_version", versions.__getitem__)
         assert records.conditions_of(usual).startswith("apache-tvm 0.1, apache-tvm-ffi 0.2, ")
 
+    def test_traces_of_other_code_around_the_compiler_are_other_records(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def conditions(code: str) -> str:
+            (tmp_path / "our_compiling" / "names.py").write_text(code)
+            records._digest_of_code.cache_clear()
+            return records.conditions_of(MeasureConfig())
+
+        (tmp_path / "our_compiling").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(records, "_COMPILING", "our_compiling")
+        block, loop = conditions("block"), conditions("loop")
+        assert block != loop
+        assert conditions("block") == block
+        assert "our_compiling" not in sys.modules
+
     def test_only_what_a_device_has_found_is_shared(self, shared: RecordStore) -> None:
         shared.keep([simulated(1, "replay"), simulated(2, "simulated"), program(3)])
         shared.keep([failed(4, "took longer than 5 s"), failed(5, "InternalError: no")])
