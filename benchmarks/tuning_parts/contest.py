@@ -63,6 +63,7 @@ def run_contest(arguments: argparse.Namespace) -> None:
         description = json.dumps(resolve_target(target))
         label = "quick, " if arguments.quick else ""
         print(f"{cpu_model()}, target {description}, {label}{arguments.trials} trials each")
+        print(f"TVM's builder has {arguments.stock_build_limit_s:g} s for a build")
         print(_HEADER, flush=True)
         ours: list[Row] = []
         for seed in range(arguments.seeds):
@@ -74,6 +75,7 @@ def run_contest(arguments: argparse.Namespace) -> None:
         stock: list[Row] = []
         for name, search in (("stock-defaults", "defaults"), ("stock-our-search", "ours")):
             options = ["--stock", search, "--target", description, *trials]
+            options += ["--stock-build-limit-s", str(arguments.stock_build_limit_s)]
             with _device_for(target, scratch / f"{name}-device") as port:
                 options += ["--tracker-port", str(port)]
                 stock.append(_search(name, scratch, options, arguments.stock_limit_s))
@@ -159,6 +161,7 @@ def summary(
         "quick": arguments.quick,
         "trials": arguments.trials,
         "seeds": len(ours),
+        "stock_build_limit_s": arguments.stock_build_limit_s,
         "programs_per_minute_ratio": _ratio(ours, defaults, _per_minute),
         "programs_per_minute_ratio_same_search": _ratio(ours, same_search, _per_minute),
         "first_program_ratio": _ratio(ours, defaults, _first_s),

@@ -37,6 +37,7 @@ def tune_stock(
     trials_per_task: int,
     target_description: dict[str, Any],
     tracker_port: int,
+    build_limit_s: float,
 ) -> None:
     """Tune the three convolutions; the records go to the database in ``folder``."""
     log = SearchLog(folder)
@@ -53,7 +54,7 @@ def tune_stock(
             max_trials_global=len(LAYERS) * trials_per_task,
             max_trials_per_task=trials_per_task,
             op_names=[_CONVOLUTIONS],
-            builder=_NotedBuilder(log),
+            builder=_NotedBuilder(log, build_limit_s),
             runner=_NotedRunner(log, address, evaluator),
             seed=0,
             **settings,
@@ -83,8 +84,9 @@ def _search_of_ours() -> tuple[EvaluatorConfig, dict[str, Any]]:
 class _NotedBuilder(LocalBuilder._cls):  # type: ignore[misc]
     """TVM's builder, which notes what was lost of a batch, and why."""
 
-    def __init__(self, log: SearchLog) -> None:
-        super().__init__(max_workers=cpu_count(logical=False))  # as ``tune_relax`` makes its own
+    def __init__(self, log: SearchLog, limit_s: float) -> None:
+        # Its own number of workers is that of ``tune_relax``.
+        super().__init__(max_workers=cpu_count(logical=False), timeout_sec=limit_s)
         self._log = log
 
     def build(self, build_inputs: list[Any]) -> list[Any]:
