@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator import doctor
 from orchestrator.doctor import Check
 from orchestrator.wording import count
+from workers.compiling.linking import NoLinker, check_linker, foreign_triple
 
 if TYPE_CHECKING:
     from schemas.config import RunConfig, TargetConfig
@@ -206,7 +207,7 @@ def _tvm_target_check(field: str, description: Mapping[str, object]) -> Check:
         "    raise ValueError('it does not give num-cores, the number of cores to compile for')"
     )
     if code == 0:
-        return Check(field, "ok", str(description))
+        return _linker_check(field, description)
     if code == 1:
         why = output.strip().splitlines()[-1].partition(": ")[2]
         why = why.partition(" Target creation from")[0]
@@ -214,6 +215,17 @@ def _tvm_target_check(field: str, description: Mapping[str, object]) -> Check:
             field, f"TVM refuses it: {why[:300].rstrip('. ')}", "correct it, or write host"
         )
     return Check(field, "warn", f"{description}: TVM could not be asked", "see cprune doctor")
+
+
+def _linker_check(field: str, description: Mapping[str, object]) -> Check:
+    triple = foreign_triple(description)
+    try:
+        if triple is not None:
+            check_linker(triple)
+    except NoLinker as error:
+        found, _, cure = str(error).partition(": ")
+        return _wrong(field, found, cure)
+    return Check(field, "ok", str(description))
 
 
 def _tracker_check(name: str, target: TargetConfig) -> Check:

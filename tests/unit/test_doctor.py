@@ -81,6 +81,13 @@ def test_plan_finds_what_stands_in_the_way(tmp_path: Path) -> None:
     assert {"model.checkpoint", "data.name", "target cores", "target far"} <= failed
 
 
+PHONE = {
+    "device": "tracker",
+    "tracker_port": 9190,
+    "tvm_target": {"kind": "llvm", "mtriple": "arm64-linux-android", "num-cores": 4},
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "text"),
     [
@@ -90,6 +97,7 @@ def test_plan_finds_what_stands_in_the_way(tmp_path: Path) -> None:
         ({"model": {"name": "mods.below:build"}}, "model.name", "no module mods.below"),
         ({"metric": "mods:inner"}, "metric", "has no function 'inner'"),
         ({"targets": [{"tvm_target": {}}]}, "targets[0].tvm_target", "has no kind"),
+        ({"targets": [PHONE]}, "targets[0].tvm_target", "write aarch64-linux-android"),
         ({"targets": [{"threads": 999}]}, "target host", "set threads to at most"),
     ],
 )

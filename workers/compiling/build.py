@@ -14,6 +14,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 from tvm.target import Target
 
+from workers.compiling.linking import Linker, linker_for
 from workers.compiling.programs import ScheduleSpace
 
 Arguments = list[tuple[str, list[int]]]
@@ -72,7 +73,7 @@ def build_network(
         target=target,
         relax_pipeline=relax.get_pipeline("default_build"),
     )
-    executable.export_library(str(path))
+    executable.export_library(str(path), fcompile=_linker(target))
 
 
 def on_accelerator(module: IRModule, target: Target) -> IRModule:
@@ -106,5 +107,10 @@ def _export(module: IRModule, target: Target, path: Path) -> Arguments:
         (str(parameter.dtype), [int(extent) for extent in parameter.shape])
         for parameter in (function.params)
     ]
-    build_module(module, target=target).export_library(str(path))
+    build_module(module, target=target).export_library(str(path), fcompile=_linker(target))
     return arguments
+
+
+def _linker(target: Target) -> Linker | None:
+    cpu = target.host or target
+    return linker_for({"mtriple": str(cpu.attrs.get("mtriple", ""))})
