@@ -47,8 +47,7 @@ Share = Callable[[Asked], float]
 
 def by_latency_model(asked: Asked) -> float:
     """As the policy ``predictor`` asks; without samples by the multiplications."""
-    dense = {group.group_id: group.channels for group in asked.groups}
-    widths = {**dense, **asked.structure.widths}
+    widths = _widths(asked)
     cut = dict(zip(asked.candidate.groups, asked.candidate.widths_after, strict=True))
     model = LatencyModel(asked.samples)
     return predicted_ms(model, asked.parent, asked.groups, widths, cut) / asked.parent.sum_ms
@@ -56,10 +55,15 @@ def by_latency_model(asked: Asked) -> float:
 
 def by_call_costs(asked: Asked) -> float:
     """As cuts of the whole network are made."""
-    sites = Sites(asked.parent, asked.groups, CallCosts(asked.samples))
+    sites = Sites(asked.parent, asked.groups, _widths(asked), CallCosts(asked.samples))
     item = asked.candidate
     cuts = zip(item.groups, item.widths_before, item.widths_after, strict=True)
     return sites.total_ms({name: new / old for name, old, new in cuts}) / sites.total_ms({})
+
+
+def _widths(asked: Asked) -> dict[str, int]:
+    dense = {group.group_id: group.channels for group in asked.groups}
+    return {**dense, **asked.structure.widths}
 
 
 def networks_of(record: RunRecord) -> list[Tuned]:

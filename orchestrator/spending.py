@@ -56,11 +56,14 @@ def with_programs(found: Search, tuned: Tuned) -> Search:
 
 
 def with_screenings(found: Search, screened: Sequence[Screened]) -> Search:
-    """The search with what these screenings cost."""
-    for item in screened:
+    """The search with what these screenings cost; a candidate that waited comes again, and costs
+    nothing then."""
+    new = [item for item in screened if item.candidate_id not in found.screened]
+    for item in new:
         if item.tuned is not None:
             found = with_programs(found, item.tuned)
-    return found
+    counted = (*found.screened, *(item.candidate_id for item in new))
+    return found.model_copy(update={"screened": counted})
 
 
 def with_trainings(found: Search, trained: Sequence[Trained]) -> Search:

@@ -97,6 +97,9 @@ class Search(Schema):
     device_s: float = Field(default=0.0, description="Device time of the search loop.")
     train_s: float = Field(default=0.0, description="Training time of its candidates.")
     measured_programs: int = Field(default=0, description="By the search loop.")
+    screened: tuple[str, ...] = Field(
+        default=(), description="Candidates whose screening is counted in what was spent."
+    )
     stopped_by: str = ""
     searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
 

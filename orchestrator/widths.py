@@ -9,7 +9,6 @@ is measured before it counts, whatever its vector factor. Whole numbers througho
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -109,7 +108,11 @@ def _innermost(tiles: Sequence[int]) -> int:
 
 
 def _units(group: ChannelGroup, factors: Sequence[tuple[int, ...]]) -> list[int]:
-    units = {math.lcm(group.divisor, *choice) for choice in itertools.product(*factors)}
+    """The multiples that choices of one factor for each program have in common. Programs one by
+    one: choices are many, their multiples few."""
+    units = {group.divisor}
+    for choices in factors:
+        units = {math.lcm(unit, factor) for unit in units for factor in choices}
     return sorted(units, reverse=True)
 
 

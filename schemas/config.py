@@ -274,7 +274,7 @@ class TuneConfig(Section):
         default=16, ge=1, description="For each task of the dense network."
     )
     retune_trials_per_task: int = Field(
-        default=8, ge=0, description="For each changed task after an accepted step."
+        default=8, ge=0, description="For each changed task of a step, or with a poor transplant."
     )
     final_trials_per_task: int = Field(
         default=32,

@@ -104,10 +104,10 @@ class ScreenWork(_Work, Timed):
     candidate: Candidate
     by: ScreeningKind = Field(
         default="transplant",
-        description="transplant: no search. search: the changed tasks are searched instead, "
-        "search_all: all tasks once more.",
+        description="transplant: a short search where those are poor. search: the changed tasks "
+        "are searched instead, search_all: all tasks once more.",
     )
-    trials_per_task: int = Field(default=0, ge=0, description="Of such a search.")
+    trials_per_task: int = Field(default=0, ge=0, description="Of a search.")
     costs_ms: dict[str, float] = Field(
         default_factory=dict,
         description="What one call of each of the parent's tasks costs the parent. Not in the key.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from schemas.config import RunConfig
@@ -92,8 +91,3 @@ class Networks:
     def info(self, model: nn.Module) -> NetworkInfo:
         """Size, input shape and classes of a network."""
         return network_info(model, self.batch, self.splits.class_names)
-
-
-def torch_threads(count: int) -> None:
-    """Use ``count`` threads for torch's operators in this process."""
-    torch.set_num_threads(max(1, count))

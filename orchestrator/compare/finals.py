@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from device_agents.host_cores import lock_dir
 from orchestrator.compare.methods import DENSE, OURS
 from schemas.base import Schema, content_key
 from schemas.config import MeasureConfig, TargetConfig
@@ -66,7 +67,7 @@ def measure_finals(
     plain = target.model_copy(update={"recording": None})
     with tempfile.TemporaryDirectory(prefix="cprune-finals-") as folder:
         scratch = Path(folder)
-        device = open_device(plain, measure, scratch, scratch)
+        device = open_device(plain, measure, lock_dir(), scratch)
         try:
             beside: dict[str, dict[str, Comparison]] = {DENSE: {}, OURS: {}}
             for reference, found in beside.items():

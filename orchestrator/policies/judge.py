@@ -68,11 +68,16 @@ def judge(
 
 
 def pointless(waiting: Sequence[Candidate], failed: Sequence[Rejection]) -> list[Rejection]:
-    """Waiting candidates that cut all, and no less deep, that one did which lost its accuracy."""
+    """Waiting candidates that cut all, and no less deep, that one did which lost its accuracy.
+
+    Not those that would be trained for longer than that one was.
+    """
     found = []
     for candidate in waiting:
         cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
         for rejection in failed:
+            if candidate.long_training and not rejection.candidate.long_training:
+                continue
             weaker = dict(
                 zip(rejection.candidate.groups, rejection.candidate.widths_after, strict=True)
             )

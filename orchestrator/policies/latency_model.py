@@ -143,6 +143,20 @@ def shapes_of(table: NetworkTable) -> dict[str, Shape]:
     }
 
 
+def kept(
+    shares: Mapping[str, float], widths: Mapping[str, int], groups: Sequence[ChannelGroup]
+) -> float:
+    """The share of a layer's channels that stay, where it computes or reads those of ``groups``,
+    one after the other, as behind a concatenation. ``widths`` are what they have, ``shares`` what
+    they keep of that, all where nothing is said."""
+    channels = [widths.get(group.group_id, group.channels) for group in groups]
+    left = [
+        width * shares.get(group.group_id, 1.0)
+        for width, group in zip(channels, groups, strict=True)
+    ]
+    return sum(left) / sum(channels) if channels else 1.0
+
+
 def predicted_ms(
     model: LatencyModel,
     programs: Tuned,
@@ -156,8 +170,11 @@ def predicted_ms(
     compute a cut group's channels change; the others cost what they cost now.
     """
     shares = {group: width / widths[group] for group, width in cut.items()}
-    outputs = {m: shares[g.group_id] for g in groups if g.group_id in cut for m in g.producers}
-    inputs = {m: shares[g.group_id] for g in groups if g.group_id in cut for m in g.consumers}
+    cut_groups = [group for group in groups if group.group_id in cut]
+    computed = {module for group in cut_groups for module in group.producers}
+    read = {module for group in cut_groups for module in group.consumers}
+    outputs = {m: kept(shares, widths, [g for g in groups if m in g.producers]) for m in computed}
+    inputs = {m: kept(shares, widths, [g for g in groups if m in g.consumers]) for m in read}
     shapes = shapes_of(programs.table)
     costs = {entry.task_id: entry.cost_ms for entry in programs.latencies}
     total, before, after, weights = 0.0, [], [], []

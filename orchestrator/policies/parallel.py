@@ -33,31 +33,34 @@ class Parallel:
         Where steps were taken and the accuracy allows no further cut of the whole network, it is
         trained for long first: what that regains is spent on the whole network again.
         """
-        whole = self.whole(view)
-        if not whole and needs_recovery(view):
-            return Proposal(candidates=(), recovery=True)
-        alone = self.alone(view, whole, view.config)
-        candidates = (*whole, *alone.candidates)
-        return Proposal(
-            candidates=tuple(view.with_expected_loss(candidate) for candidate in candidates),
-            passed_over=alone.passed_over,
-        )
+        found = self.every(view, view.config)
+        candidates = tuple(view.with_expected_loss(candidate) for candidate in found.candidates)
+        return found.model_copy(update={"candidates": candidates})
 
-    def whole(self, view: View) -> list[Candidate]:
-        """Cuts of the whole network; alone the one that was lost narrowly, where there is one."""
-        further = trained_further(view, view.config.step_accuracy_ratio)
-        return [further] if further else whole_cuts(view)
+    def every(self, view: View, config: PruneConfig) -> Proposal:
+        """Those cuts, each once: as a cut of the whole network where it is one for a task, too.
 
-    def alone(self, view: View, whole: Sequence[Candidate], config: PruneConfig) -> Proposal:
-        """Cuts for single tasks, as ``config`` says; none beside the ``whole`` ones where only one
-        candidate is trained in a round.
-
-        Where the whole network cannot be cut any more the accuracy is used up: they are trained for
-        long, and groups behind one task are cut apart, too.
+        A cut that was lost narrowly stands in for all cuts of the whole network. Single tasks are
+        cut as ``config`` says; beside others only where more than one is trained in a round.
         """
-        if whole and config.fine_tuned_per_round == 1:
-            return Proposal(candidates=())
-        at_the_floor = not whole and bool(view.sensitivities)
+        further = trained_further(view, config.step_accuracy_ratio)
+        whole = whole_cuts(view)
+        if not further and not whole and needs_recovery(view):
+            return Proposal(candidates=(), recovery=True)
+        first = [further] if further else whole
+        if first and config.fine_tuned_per_round == 1:
+            return Proposal(candidates=tuple(first))
+        alone = self.alone(view, config, at_the_floor=not whole and bool(view.sensitivities))
+        known = {candidate.candidate_id for candidate in first}
+        others = (item for item in alone.candidates if item.candidate_id not in known)
+        return alone.model_copy(update={"candidates": (*first, *others)})
+
+    def alone(self, view: View, config: PruneConfig, *, at_the_floor: bool) -> Proposal:
+        """Cuts for single tasks.
+
+        ``at_the_floor``: where the whole network cannot be cut any more, the accuracy is used up.
+        They are trained for long, and groups behind one task are cut apart, too.
+        """
         found = propose(
             view.ranking,
             view.programs,

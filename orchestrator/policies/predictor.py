@@ -9,7 +9,6 @@ from __future__ import annotations
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.latency_model import LatencyModel, predicted_ms
 from orchestrator.policies.parallel import Parallel
-from orchestrator.policies.whole import needs_recovery
 
 DEPTHS = 8
 """Widths of each task that are looked at."""
@@ -25,17 +24,16 @@ class Predictor(Parallel):
 
     def propose(self, view: View) -> Proposal:
         """The candidates with the largest predicted gains."""
-        whole = self.whole(view)
-        if not whole and needs_recovery(view):
-            return Proposal(candidates=(), recovery=True)
         prune = view.config
         groups, current = view.prepared.groups, view.search.current
         every = {
             "tasks_per_round": max(1, len(view.ranking)),
             "widths_per_task": max(DEPTHS, prune.widths_per_task),
         }
-        found = self.alone(view, whole, prune.model_copy(update=every))
-        candidates = (*whole, *found.candidates)
+        found = self.every(view, prune.model_copy(update=every))
+        if found.recovery:
+            return found
+        candidates = found.candidates
         model = LatencyModel(view.all_samples)
         dense = {group.group_id: group.channels for group in groups}
         widths = {**dense, **current.structure.widths}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.policies.call_costs import CallCosts
-from orchestrator.policies.latency_model import Shape, shapes_of
+from orchestrator.policies.latency_model import Shape, kept, shapes_of
 from schemas.network import ChannelGroup
 from schemas.work import Tuned
 
@@ -18,14 +17,11 @@ class _Site:
 
     cost_ms: float
     shape: Shape
-    computes: tuple[str, ...]
-    reads: tuple[str, ...]
+    computes: tuple[ChannelGroup, ...]
+    reads: tuple[ChannelGroup, ...]
 
-    def ms(self, costs: CallCosts, shares: Mapping[str, float]) -> float:
-        outputs, inputs = (
-            math.prod(shares.get(name, 1.0) for name in names)
-            for names in (self.computes, self.reads)
-        )
+    def ms(self, costs: CallCosts, widths: Mapping[str, int], shares: Mapping[str, float]) -> float:
+        outputs, inputs = (kept(shares, widths, found) for found in (self.computes, self.reads))
         return self.cost_ms * costs.ratio(self.shape, outputs, inputs)
 
 
@@ -35,11 +31,18 @@ class Sites:
     Where groups keep a share of the channels that they have now.
     """
 
-    def __init__(self, programs: Tuned, groups: Sequence[ChannelGroup], costs: CallCosts) -> None:
-        """``programs`` are those of the network itself."""
+    def __init__(
+        self,
+        programs: Tuned,
+        groups: Sequence[ChannelGroup],
+        widths: Mapping[str, int],
+        costs: CallCosts,
+    ) -> None:
+        """``programs`` are those of the network itself, ``widths`` the groups' widths in it."""
         shapes = shapes_of(programs.table)
         measured = {entry.task_id: entry.cost_ms for entry in programs.latencies}
         self._costs = costs
+        self._widths = widths
         self._all: list[_Site] = []
         self._of: dict[str, list[_Site]] = {group.group_id: [] for group in groups}
         for subgraph in programs.table.subgraphs:
@@ -47,17 +50,17 @@ class Sites:
             site = _Site(
                 measured.get(subgraph.task_id, 0.0),
                 shapes[subgraph.task_id],
-                tuple(g.group_id for g in groups if module in g.producers),
-                tuple(g.group_id for g in groups if module in g.consumers),
+                tuple(group for group in groups if module in group.producers),
+                tuple(group for group in groups if module in group.consumers),
             )
             self._all.append(site)
-            for name in {*site.computes, *site.reads}:
+            for name in {group.group_id for group in (*site.computes, *site.reads)}:
                 self._of[name].append(site)
 
     def total_ms(self, shares: Mapping[str, float]) -> float:
         """All calls."""
-        return sum(site.ms(self._costs, shares) for site in self._all)
+        return sum(site.ms(self._costs, self._widths, shares) for site in self._all)
 
     def of_ms(self, group: str, shares: Mapping[str, float]) -> float:
         """The calls that compute or read a group's channels."""
-        return sum(site.ms(self._costs, shares) for site in self._of[group])
+        return sum(site.ms(self._costs, self._widths, shares) for site in self._of[group])

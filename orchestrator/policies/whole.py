@@ -49,7 +49,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     prunable = [group for group in groups if group.prunable]
     found, _ = open_groups(prunable, current.structure, view.programs, view.config)
     widths = _widths(view, current.structure)
-    sites = Sites(view.programs, groups, CallCosts(view.samples))
+    sites = Sites(view.programs, groups, widths, CallCosts(view.samples))
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):

@@ -264,6 +264,8 @@ def test_deeper_cuts_than_a_failed_one_are_not_trained() -> None:
     found = pointless([*waiting, joint, other], failed)
     assert [item.candidate.candidate_id for item in found] == ["deeper", "joint"]
     assert found[0].reason == "not trained: the weaker cut to 8 lost too much: too low"
+    longer = [item.model_copy(update={"long_training": True}) for item in waiting]
+    assert pointless(longer, failed) == [], "what is trained for longer may hold"
 
 
 def test_each_class_of_failure_has_its_own_budget() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import fake_world
 import pytest
 
-from orchestrator.policies.base import View
+from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.further import trained_further
@@ -18,7 +18,7 @@ from orchestrator.policies.whole import FIRST_SHARES, NAME, needs_recovery, whol
 from orchestrator.search_parts import fine_tuning
 from orchestrator.states import Decision
 from schemas.config import PruneConfig
-from schemas.network import Sensitivity, Structure
+from schemas.network import ChannelGroup, Sensitivity, Structure
 from schemas.work import Candidate, Prepared
 
 UNIT = 4
@@ -321,8 +321,36 @@ def test_a_depthwise_call_goes_with_its_width_once() -> None:
     ]
     for kinds, power in ((tuned.table.tasks, 2), (tasks, 1)):
         table = tuned.table.model_copy(update={"tasks": kinds})
-        sites = Sites(tuned.model_copy(update={"table": table}), groups, CallCosts({}))
+        sites = Sites(tuned.model_copy(update={"table": table}), groups, {}, CallCosts({}))
         before = {s.module: s.task_id for s in table.subgraphs}
         costs = [tuned.latency(before[name]).cost_ms for name in ("deep", "head")]
         expected = 0.5 * costs[0] + 0.5**power * costs[1]
         assert sites.of_ms("deep", {"deep": 0.5}) == pytest.approx(expected)
+
+
+def test_a_call_behind_a_concatenation_keeps_what_its_groups_keep_together() -> None:
+    tuned = fake_world.tuned(Structure(), "host")
+    wide, narrow = (
+        ChannelGroup(group_id=name, channels=channels, producers=(name,), consumers=("head",))
+        for name, channels in (("deep", 24), ("flat", 8))
+    )
+    sites = Sites(tuned, [wide, narrow], {"deep": 24, "flat": 8}, CallCosts({}))
+    tasks = {s.module: s.task_id for s in tuned.table.subgraphs}
+    head = tuned.latency(tasks["head"]).cost_ms
+    alone = tuned.latency(tasks["deep"]).cost_ms
+    assert sites.of_ms("deep", {"deep": 0.5}) == pytest.approx(0.5 * alone + 20 / 32 * head)
+    both = {"deep": 0.5, "flat": 0.5}
+    assert sites.of_ms("deep", both) == pytest.approx(0.5 * alone + 0.5 * head)
+
+
+def test_a_cut_of_the_whole_network_that_a_task_would_get_too_is_proposed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    twice = whole_cuts(view())[0]
+    alone = twice.model_copy(update={"task_id": "task", "long_training": False})
+    found = Proposal(candidates=(alone,))
+    monkeypatch.setattr(Parallel, "alone", lambda *arguments, **options: found)
+    monkeypatch.setattr("orchestrator.policies.parallel.whole_cuts", lambda seen: [twice])
+    (proposed,) = Parallel().propose(view(per_round=2)).candidates
+    assert proposed.candidate_id == twice.candidate_id
+    assert proposed.long_training and not proposed.task_id

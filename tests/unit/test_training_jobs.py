@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from schemas.config import DataConfig, ModelConfig, PruneConfig, RunConfig, TrainConfig
-from schemas.network import Structure, Trained
+from schemas.network import Sensitivity, Structure, Trained
 from schemas.work import FineTuned, FineTuneWork, Prepared, PrepareWork
 from workers.artifacts import ArtifactStore
 from workers.errors import TrainingTimedOut
 from workers.jobs import TrainingJobs
 from workers.networks import Networks
+from workers.training.images import TensorImages
 from workers.training.train import ProgressEvent
 
 CONFIG = RunConfig(
@@ -88,3 +91,24 @@ def test_the_time_a_training_may_take_is_that_of_all_its_steps(
     with pytest.raises(TrainingTimedOut, match="a training took longer than 15 s"):
         world.fine_tuned(dense, quarter, 0.5)
     assert world.events[-1].epoch == 3, "in the second step"
+
+
+def test_sensitivities_are_those_of_all_classes_where_the_images_lie_class_by_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    splits = world.networks.splits
+    labels = torch.arange(10).repeat_interleave(60)
+    ordered = TensorImages(torch.zeros(600, *splits.validation[0][0].shape), labels)
+    world.networks.splits = replace(splits, validation=ordered)
+    seen: list[int] = []
+
+    def watched(*arguments: object, **options: object) -> tuple[Sensitivity, ...]:
+        for _, labels in arguments[3]:  # type: ignore[attr-defined]
+            seen.extend(labels.tolist())
+        return ()
+
+    monkeypatch.setattr("workers.jobs.sensitivities", watched)
+    world.dense()
+    assert len(seen) == 256
+    assert {seen.count(label) for label in range(10)} <= {25, 26}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import fake_world
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.widths import (
     GroupWidths,
+    _units,
     group_widths,
     joint_widths,
     least_width,
@@ -158,3 +160,14 @@ def test_groups_of_one_width_get_the_same_new_one() -> None:
     one = GroupWidths(group_id="a", current=96, unit=8, widths=multiples_between(8, 16, 96))
     two = GroupWidths(group_id="b", current=96, unit=12, widths=multiples_between(12, 12, 96))
     assert joint_widths([one, two]) == [(72, 72), (48, 48), (24, 24)]
+
+
+@given(choices=st.lists(st.lists(factors, min_size=1, max_size=3), min_size=1, max_size=4))
+def test_other_units_are_the_multiples_of_every_choice(choices: list[list[int]]) -> None:
+    units = {math.lcm(2, *choice) for choice in itertools.product(*choices)}
+    assert _units(group(64, divisor=2), list(map(tuple, choices))) == sorted(units, reverse=True)
+
+
+def test_other_units_of_many_programs_are_found_at_once() -> None:
+    choices = [tuple(n * part for part in range(1, 11)) for n in (1, 2, 4, 8) * 10]
+    assert len(_units(group(512), choices)) < 1000, "of 10 to the power of 40 choices"

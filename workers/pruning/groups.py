@@ -117,6 +117,7 @@ def _describe(
             else ""
         )
         or _partial(members, channels)
+        or _grouped_transposed(members)
         or (
             f"no smaller width is a multiple of its {divisor} convolution groups"
             if divisor >= channels or channels % divisor
@@ -132,6 +133,15 @@ def _describe(
         prunable=not reason,
         reason=reason,
     )
+
+
+def _grouped_transposed(members: Members) -> str:
+    """Its weights do not have a filter for each output channel, by which those are ranked."""
+    for member in members.producers:
+        layer = member.layer
+        if isinstance(layer, _ConvNd) and layer.transposed and layer.groups > 1:
+            return f"{member.name} is a transposed convolution in {layer.groups} groups"
+    return ""
 
 
 def _blocks(member: Member) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from schemas.config import PruneConfig
 from schemas.network import ChannelGroup, Structure
+from workers.errors import UserError
 from workers.pruning.dependency import LAYERS, evaluating, on_device_of
 from workers.pruning.surgery import current_widths
 
@@ -30,6 +31,8 @@ def global_ladder(
     stay in a group is decided when the network is cut, by ``prune.ranking``.
     """
     pruned = copy.deepcopy(model)
+    for parameter in pruned.parameters():  # its graph is read off autograd
+        parameter.requires_grad_(parameter.is_floating_point())
     free = {name for group in groups if group.prunable for name in group.producers}
     fixed = [
         layer
@@ -37,16 +40,24 @@ def global_ladder(
         if isinstance(layer, LAYERS) and name not in free
     ]
     with evaluating(pruned):
-        pruner = tp.pruner.BasePruner(
-            pruned,
-            on_device_of(pruned, example_input),
-            importance=tp.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=True,
-            pruning_ratio=RUNGS / (RUNGS + 1),
-            max_pruning_ratio=1.0 - config.min_width_fraction,
-            iterative_steps=RUNGS,
-            ignored_layers=fixed,
-        )
+        try:
+            pruner = tp.pruner.BasePruner(
+                pruned,
+                on_device_of(pruned, example_input),
+                importance=tp.importance.GroupMagnitudeImportance(p=2),
+                global_pruning=True,
+                pruning_ratio=RUNGS / (RUNGS + 1),
+                max_pruning_ratio=1.0 - config.min_width_fraction,
+                iterative_steps=RUNGS,
+                ignored_layers=fixed,
+            )
+        except Exception as error:  # whatever it raises where it cannot follow channels
+            raise UserError(
+                "prune.policy",
+                "Torch-Pruning's global pruning does not understand the network "
+                f"({type(error).__name__}: {error})",
+                "use another policy; in a comparison name the other methods with --method",
+            ) from error
         prunable = [group for group in groups if group.prunable]
         found: list[Structure] = []
         for _ in range(RUNGS):
