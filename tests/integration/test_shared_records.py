@@ -77,7 +77,7 @@ class Run:
         """
         screened = (self.tune(5), self.screen().tuned)
         retuned = self.tune(2, network=PRUNED, added_trials=True)
-        done = [*screened, retuned, self.tune(4, network=PRUNED), self.tune(5)]
+        done = [*screened, retuned, self.tune(4, network=PRUNED)]
         return [tuned for tuned in done if tuned is not None]
 
     def measured(self) -> int:
