@@ -32,7 +32,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet18_cifar")
-    parser.add_argument("--quick", action="store_true", help="minutes instead of hours")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs, rounds and trials")
     parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
     parser.add_argument("--method", action="append", choices=BASELINES, help="only this one")
     parser.add_argument("--output", type=Path, default=Path("runs"))

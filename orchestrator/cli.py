@@ -220,7 +220,7 @@ def compare(
         bool, typer.Option("--ablations", help="Ours with parts left out, instead of baselines.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Minutes instead of hours; proves little.")
+        bool, typer.Option("--quick", help="Fewer epochs, rounds and trials; proves little.")
     ] = False,
     paper: Annotated[
         bool, typer.Option("--paper", help="70 trials for each task, as the paper's code.")

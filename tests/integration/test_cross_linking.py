@@ -89,6 +89,8 @@ def test_a_linker_that_is_missing_is_told_with_what_to_do(
         check_linker("arm64-linux-android")
     with pytest.raises(NoLinker, match="no linker here for hexagon-unknown-qurt"):
         check_linker("hexagon-unknown-qurt")
+    with pytest.raises(NoLinker, match="no linker here for riscv64:"):
+        check_linker("riscv64")
     monkeypatch.setattr(linking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NoLinker, match="pip install ziglang, or name the NDK's compiler"):
         check_linker(ANDROID)

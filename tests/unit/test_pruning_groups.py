@@ -267,3 +267,12 @@ def test_a_network_that_does_not_run_names_the_field() -> None:
         UserError, match=r"^model\.name: the network does not run .*\(1, 3, 32, 32\)"
     ):
         channel_groups(small_resnet(), RGB)
+
+
+def test_a_transposed_convolution_in_groups_is_left_out_by_name() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, groups=8), nn.Conv2d(8, 4, 1)
+    )
+    first = channel_groups(network, torch.zeros(1, 3, 8, 8))[0]
+    assert not first.prunable
+    assert first.reason == "1 is a transposed convolution in 8 groups"

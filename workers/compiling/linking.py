@@ -112,9 +112,9 @@ def _zig_target(triple: str) -> str:
 
 def _system_libraries(triple: str) -> tuple[str, ...]:
     """What the system's C and mathematics libraries are called on the device."""
-    _, *between, environment = triple.split("-")
+    *before, environment = triple.split("-")
     for system, libraries in _SYSTEM_LIBRARIES.items():
-        if "linux" in between and environment.startswith(system):
+        if "linux" in before[1:] and environment.startswith(system):
             return libraries
     raise NoLinker(
         f"there is no linker here for {triple}: it has to end with -linux-android or -linux-gnu, "

@@ -19,7 +19,7 @@ def computing(model: nn.Module, threads: int, device: str | None) -> Iterator[to
     """The model on ``device`` (the best by default), torch with ``threads`` threads, inside.
 
     Operations are the deterministic ones where torch has them; memory that they write anyway is not
-    filled before, which takes a training 7 % of its time. The model is moved in place and put back,
+    filled before, which only takes time. The model is moved in place and put back,
     as are threads and torch's modes.
     """
     home = next(model.parameters()).device
