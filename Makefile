@@ -19,10 +19,10 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(PYTHON) -m pytest -m "not slow and not drill" $(ARGS)
 
-# Those that measure times, or kill what runs, have the machine to themselves; the others share it.
+# The slow tests that need one core and no quiet machine run two at a time.
 test-all: $(STAMP)
-	$(PYTHON) -m pytest tests/drills tests/integration $(ARGS)
-	$(PYTHON) -m pytest -n 2 --dist worksteal tests/networks tests/contract tests/unit $(ARGS)
+	$(PYTHON) -m pytest tests/contract tests/drills tests/integration tests/unit $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist worksteal tests/networks tests/compiling $(ARGS)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)

@@ -298,6 +298,24 @@ def test_single_tasks_are_cut_beside_the_whole_only_where_others_are_trained_too
     assert left and all(item.long_training for item in left)
 
 
+def test_at_the_floor_single_tasks_are_trained_for_long_beside_one_trained_further() -> None:
+    lost_all: list[Decision] = []
+    while found := whole_cuts(view(*lost_all)):
+        lost_all += [lost(candidate) for candidate in found]
+    at_the_floor = view(*lost_all, per_round=2)
+    first, *_ = Parallel().propose(at_the_floor).candidates
+    assert first.task_id and first.long_training
+    narrowly = trained_to(first, 0.895)
+    search = at_the_floor.search.model_copy(
+        update={"decisions": (*lost_all, *narrowly.search.decisions)}
+    )
+    lost_networks = {**at_the_floor.lost, **narrowly.lost}
+    after = replace(at_the_floor, search=search, lost=lost_networks)
+    again, *others = Parallel().propose(after).candidates
+    assert again.trained_further == 1 and again.structure == first.structure
+    assert others and all(item.task_id and item.long_training for item in others)
+
+
 def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:
     failed: list[Decision] = []
     while found := whole_cuts(view(*failed)):

@@ -37,7 +37,7 @@ def accuracies(seed: int) -> tuple[float, float, float]:
     size = splits.preprocessing.size
     network = build_model(CONFIG.model, 10, 3, image_size=size, seed=seed)
     recipe = CONFIG.train.model_copy(update={"epochs": EPOCHS})
-    dense = train(network, splits, recipe, seed, threads=1).val_accuracy
+    dense = train(network, splits, recipe, seed, threads=2).val_accuracy
     image = torch.zeros(1, 3, size, size)
     groups = channel_groups(network, image)
     half, quarter = (
@@ -46,7 +46,7 @@ def accuracies(seed: int) -> tuple[float, float, float]:
             splits,
             FINE_TUNING,
             seed,
-            threads=1,
+            threads=2,
         ).val_accuracy
         for fraction in (0.5, 0.25)
     )
