@@ -21,7 +21,7 @@ test: $(STAMP)
 
 # The slow tests that need one core and no quiet machine run two at a time.
 test-all: $(STAMP)
-	$(PYTHON) -m pytest tests/contract tests/drills tests/integration tests/unit $(ARGS)
+	$(PYTHON) -m pytest --ignore=tests/networks --ignore=tests/compiling $(ARGS)
 	$(PYTHON) -m pytest -n 2 --dist worksteal tests/networks tests/compiling $(ARGS)
 
 lint: $(STAMP)
