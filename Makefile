@@ -19,10 +19,12 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(PYTHON) -m pytest -m "not slow and not drill" $(ARGS)
 
-# The slow tests that need one core and no quiet machine run two at a time.
+# What measures on a device or runs a whole cluster has the machine to itself; the rest needs one
+# core and no quiet machine, and runs two at a time.
+BY_THEMSELVES := contract drills integration
 test-all: $(STAMP)
-	$(PYTHON) -m pytest --ignore=tests/networks --ignore=tests/compiling $(ARGS)
-	$(PYTHON) -m pytest -n 2 --dist worksteal tests/networks tests/compiling $(ARGS)
+	$(PYTHON) -m pytest $(BY_THEMSELVES:%=tests/%) $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist worksteal $(BY_THEMSELVES:%=--ignore=tests/%) $(ARGS)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)

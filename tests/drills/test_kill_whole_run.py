@@ -211,13 +211,19 @@ def test_killed_after_each_transition_it_decides_the_same(calm: Calm) -> None:
     assert [event["kind"] for event in driver.events()] == [e["kind"] for e in calm.events]
 
 
-def test_killed_at_random_instants_it_decides_the_same(calm: Calm) -> None:
+def test_interrupted_and_then_killed_at_random_instants_it_decides_the_same(calm: Calm) -> None:
     instants = random.Random(7)
     kills, number = 0, 0
     driver = prepared(calm.folder, "replay", "random0")
+    driver.start()
+    assert driver.wait_for(lambda: len(driver.events()) >= 2)
+    assert driver.process is not None
+    driver.process.send_signal(signal.SIGINT)  # drains
+    assert driver.process.wait(timeout=120) == 130
+    driver.nothing_is_left()
     while kills < _RANDOM_KILLS:
         began = time.monotonic()
-        wanted_s = instants.uniform(1.0, 0.8 * calm.seconds)
+        wanted_s = instants.uniform(1.0, 0.6 * calm.seconds)
         driver.start()
         if driver.wait_for(lambda at=began + wanted_s: time.monotonic() >= at):
             driver.kill()
@@ -226,19 +232,6 @@ def test_killed_at_random_instants_it_decides_the_same(calm: Calm) -> None:
         assert decisions(driver.run_dir) == calm.decisions
         number += 1
         driver = prepared(calm.folder, "replay", f"random{number}")
-    driver.start()
-    driver.finish()
-    assert decisions(driver.run_dir) == calm.decisions
-
-
-def test_a_first_interrupt_drains_and_leaves_nothing_behind(calm: Calm) -> None:
-    driver = prepared(calm.folder, "replay", "interrupted")
-    driver.start()
-    assert driver.wait_for(lambda: len(driver.events()) >= 2)
-    assert driver.process is not None
-    driver.process.send_signal(signal.SIGINT)
-    assert driver.process.wait(timeout=120) == 130
-    driver.nothing_is_left()
     driver.start()
     driver.finish()
     assert decisions(driver.run_dir) == calm.decisions

@@ -211,6 +211,7 @@ def test_the_table_says_what_its_speedups_are(run_dir: Path, capsys: Any) -> Non
 def test_no_accepted_step_is_said(run_dir: Path, capsys: Any, monkeypatch: Any) -> None:
     record = synthetic_record.unpruned()
     monkeypatch.setattr(reader, "read_run", lambda _: record)
+    monkeypatch.setenv("COLUMNS", "100")  # narrow tables break "dense (final)" over two lines
     assert call("report", str(run_dir)) == 0
     told = capsys.readouterr().out
     assert "host: no step was accepted: the result is the dense network" in told

@@ -15,9 +15,12 @@ from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 from tvm.target import Target
 
 from workers.compiling.linking import Linker, linker_for
+from workers.compiling.plain_loops import with_short_plain_loops
 from workers.compiling.programs import ScheduleSpace
 
 Arguments = list[tuple[str, list[int]]]
+
+_SCHEDULED = "tirx.is_scheduled"
 
 
 def build_program(scheduled: IRModule, target: Target, path: Path) -> Arguments:
@@ -25,8 +28,9 @@ def build_program(scheduled: IRModule, target: Target, path: Path) -> Arguments:
 
     Returns the element type and shape of every argument.
     """
-    module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(scheduled)
-    return _export(module, target, path)
+    module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(scheduled).clone()
+    module.update_func(module.get_global_var("main"), _marked_scheduled(module["main"]))
+    return _export(_with_short_plain_loops(module, target), target, path)
 
 
 def build_whole(module: IRModule, target: Target, path: Path) -> Arguments:
@@ -69,7 +73,7 @@ def build_network(
             ]
         )(module)
     executable = tvm.compile(
-        on_accelerator(module, target),
+        on_accelerator(_with_short_plain_loops(module, target), target),
         target=target,
         relax_pipeline=relax.get_pipeline("default_build"),
     )
@@ -78,16 +82,38 @@ def build_network(
 
 def on_accelerator(module: IRModule, target: Target) -> IRModule:
     """The module with functions that nothing was scheduled in bound to an accelerator's threads."""
-    if target.kind.name in ("llvm", "c"):
+    if _is_cpu(target):
         return module
     from tvm.s_tir import dlight
 
     module = module.clone()  # the passes change it in place
     for variable, function in module.functions_items():
         if isinstance(function, tirx.PrimFunc) and _is_bound(function):
-            module.update_func(variable, function.with_attr("tirx.is_scheduled", True))
+            module.update_func(variable, _marked_scheduled(function))
     with target:
         return dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(module)
+
+
+def _with_short_plain_loops(module: IRModule, target: Target) -> IRModule:
+    """The module, its scheduled functions as LLVM compiles them fast; unchanged for an accelerator.
+
+    Programs are so both alone and in a network: what is measured is what is deployed.
+    """
+    if not _is_cpu(target):
+        return module
+    module = module.clone()
+    for variable, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc) and _SCHEDULED in (function.attrs or {}):
+            module.update_func(variable, with_short_plain_loops(function))
+    return module
+
+
+def _is_cpu(target: Target) -> bool:
+    return target.kind.name in ("llvm", "c")
+
+
+def _marked_scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    return function.with_attr(_SCHEDULED, True)
 
 
 def _is_bound(function: tirx.PrimFunc) -> bool:

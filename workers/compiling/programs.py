@@ -12,9 +12,8 @@ import itertools
 import json
 from typing import Any
 
-import tvm
 from tvm.ir import IRModule
-from tvm.s_tir import Schedule
+from tvm.s_tir import Schedule, Trace
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
@@ -23,6 +22,8 @@ from workers.compiling.intrinsics import load_intrinsics
 from workers.compiling.spaces import space_generator
 from workers.compiling.trace import dump_trace, search_part, transplants, without_threads
 
+_TRACES_KEPT = 4096
+
 
 class ScheduleSpace:
     """The design space of one target: its post-processors, and how traces become schedules."""
@@ -30,19 +31,28 @@ class ScheduleSpace:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._cores = int(target.attrs.get("num-cores", 0))
+        self._replayed: dict[str, Trace] = {}
         load_intrinsics(target)
 
     def replay(self, module: IRModule, trace: str) -> Schedule:
         """The schedule of a stored program: the trace as it was, post-processing included."""
         schedule = Schedule(module, debug_mask="none")
-        tvm.s_tir.Trace.apply_json_to_schedule(json.loads(trace), schedule)
+        Trace.apply_json_to_schedule(json.loads(trace), schedule)
+        self._replayed[trace] = schedule.trace
+        if len(self._replayed) > _TRACES_KEPT:
+            del self._replayed[next(iter(self._replayed))]
         return schedule
+
+    def replayed_trace(self, module: IRModule, trace: str) -> Trace:
+        """The trace of the replayed schedule; a search asks for the same ones round after round."""
+        known = self._replayed.get(trace)
+        return self.replay(module, trace).trace if known is None else known
 
     def process(self, module: IRModule, trace: str) -> Schedule | None:
         """Apply a trace's search part and the space's post-processors; None if they refuse it."""
         schedule = Schedule(module, debug_mask="none")
         try:
-            tvm.s_tir.Trace.apply_json_to_schedule(json.loads(search_part(trace)), schedule)
+            Trace.apply_json_to_schedule(json.loads(search_part(trace)), schedule)
             schedule.enter_postproc()
             for postproc in self._postprocs(module):
                 if not postproc.apply(schedule):

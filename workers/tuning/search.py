@@ -78,7 +78,7 @@ class Search:
         for program in usable:
             database.commit_tuning_record(
                 ms.database.TuningRecord(
-                    self._space.replay(module, program.trace).trace,
+                    self._space.replayed_trace(module, program.trace),
                     committed,
                     [program.latency_ms / 1000],
                     self._space.target,
