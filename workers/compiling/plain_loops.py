@@ -1,8 +1,8 @@
 """Loops that pad, copy or add, kept short: LLVM takes seconds for hundreds of such lines in a row.
 
 TVM vectorises a loop of up to 64 elements as one, and one annotation has all loops of a program
-unrolled, also those that pad an image or add a bias. That makes them no faster, and a program in
-twelve then takes ten times as long to compile (benchmarks/RESULTS.md, what a build takes).
+unrolled, also those that pad an image or add a bias. That makes them no faster, and one program in
+twelve takes ten times as long to compile as the others (benchmarks/RESULTS.md, what a build takes).
 """
 
 from __future__ import annotations
