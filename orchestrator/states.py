@@ -104,10 +104,16 @@ class Search(Schema):
     searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
 
     @property
+    def since_accepted(self) -> tuple[Decision, ...]:
+        """Decisions about cuts of the current network."""
+        latest = max((n for n, item in enumerate(self.decisions) if item.accepted), default=-1)
+        return self.decisions[latest + 1 :]
+
+    @property
     def lost_cuts(self) -> tuple[Decision, ...]:
         """Cuts of the current network that were trained for long and lost too much accuracy."""
-        latest = max((n for n, item in enumerate(self.decisions) if item.accepted), default=-1)
-        since = self.decisions[max(latest + 1, self.recovered_after) :]
+        before = len(self.decisions) - len(self.since_accepted)
+        since = self.decisions[max(before, self.recovered_after) :]
         return tuple(
             item
             for item in since

@@ -93,14 +93,16 @@ def candidate_of(
 ) -> Candidate:
     """The parent with the widths of ``cut``. ``task_id`` and ``name`` say what it was made for.
 
-    ``trained_from``: the network of these widths whose training goes on, for so many times.
+    ``trained_from``: the network of these widths whose training goes on, for so many times. What is
+    trained for long is another candidate than the same widths trained shortly.
     """
     dense = {group.group_id: group.channels for group in groups}
     begins = (trained_from.weights, trained_further) if trained_from else (parent.weights,)
+    longer = ("trained for long",) if long_training else ()
     before = parent.structure.widths
     structure = parent.structure.with_widths(dict(cut))
     return Candidate(
-        candidate_id=content_key(*begins, structure.widths)[:16],
+        candidate_id=content_key(*begins, structure.widths, *longer)[:16],
         task_id=task_id,
         task_name=name,
         parent=parent,

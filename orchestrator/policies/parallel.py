@@ -51,30 +51,28 @@ class Parallel:
         if first and config.fine_tuned_per_round == 1:
             return Proposal(candidates=tuple(first))
         alone = self.alone(view, config, at_the_floor=not whole and bool(view.sensitivities))
-        known = {candidate.candidate_id for candidate in first}
-        others = (item for item in alone.candidates if item.candidate_id not in known)
+        known = [candidate.structure for candidate in first]
+        others = (item for item in alone.candidates if item.structure not in known)
         return alone.model_copy(update={"candidates": (*first, *others)})
 
     def alone(self, view: View, config: PruneConfig, *, at_the_floor: bool) -> Proposal:
         """Cuts for single tasks.
 
         ``at_the_floor``: where the whole network cannot be cut any more, the accuracy is used up.
-        They are trained for long, and groups behind one task are cut apart, too.
+        They are trained for long, those as well that a short training had set aside, and groups
+        behind one task are cut apart, too.
         """
-        found = propose(
+        return propose(
             view.ranking,
             view.programs,
             view.prepared.groups,
             view.search.current,
-            view.search.set_aside,
+            _set_aside_for_good(view) if at_the_floor else view.search.set_aside,
             view.tried,
             config,
             apart=at_the_floor,
+            long_training=at_the_floor,
         )
-        if not at_the_floor:
-            return found
-        longer = [item.model_copy(update={"long_training": True}) for item in found.candidates]
-        return found.model_copy(update={"candidates": tuple(longer)})
 
     def choose(
         self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig
@@ -94,3 +92,13 @@ class Parallel:
     ) -> Verdict:
         """The most latency gained for the accuracy lost."""
         return judge(contenders, parent_val_accuracy, config)
+
+
+def _set_aside_for_good(view: View) -> set[str]:
+    """The tasks set aside for something else than the accuracy after a short training."""
+    settled = {
+        decision.task_id
+        for decision in view.search.since_accepted
+        if decision.long_training or not decision.lost_accuracy
+    }
+    return settled.intersection(view.search.set_aside)

@@ -23,6 +23,7 @@ def propose(
     config: PruneConfig,
     *,
     apart: bool = False,
+    long_training: bool = False,
 ) -> Proposal:
     """Candidates for the slowest tasks that are not set aside and have an untried width.
 
@@ -50,7 +51,10 @@ def propose(
             for cut in (found, *alone)
             for widths in spread(joint_widths(cut), config.widths_per_task)
         ]
-        made = [candidate_of(task.task_id, task.name, parent, groups, cut) for cut in cuts]
+        made = [
+            candidate_of(task.task_id, task.name, parent, groups, cut, long_training=long_training)
+            for cut in cuts
+        ]
         new = {item.candidate_id: item for item in made if item.candidate_id not in tried}
         if not new.keys() - fresh.keys():
             passed_over.append(f"{task.name}: every width proposed for it has been tried")

@@ -316,6 +316,27 @@ def test_at_the_floor_single_tasks_are_trained_for_long_beside_one_trained_furth
     assert others and all(item.task_id and item.long_training for item in others)
 
 
+def test_at_the_floor_what_a_short_training_set_aside_is_trained_for_long() -> None:
+    shortly, *_ = [item for item in Parallel().propose(view()).candidates if item.task_id]
+    assert not shortly.long_training
+    lost_all: list[Decision] = []
+    while found := whole_cuts(view(*lost_all)):
+        lost_all += [lost(candidate) for candidate in found]
+
+    def proposed(decision: Decision) -> list[Candidate]:
+        seen = view(*lost_all, decision)
+        aside = seen.search.model_copy(update={"set_aside": (decision.task_id,)})
+        found = Parallel().propose(replace(seen, search=aside)).candidates
+        return [item for item in found if item.task_id == shortly.task_id]
+
+    again = proposed(lost(shortly))
+    assert shortly.structure in [item.structure for item in again]
+    assert all(item.long_training for item in again)
+    assert proposed(lost(shortly).model_copy(update={"long_training": True})) == []
+    not_faster = {"fine_tune_key": None, "not_faster": True}
+    assert proposed(lost(shortly).model_copy(update=not_faster)) == []
+
+
 def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:
     failed: list[Decision] = []
     while found := whole_cuts(view(*failed)):
