@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from tvm import tirx
 from tvm.ir import IRModule
@@ -11,7 +12,13 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV
 from tvm.script import tirx as T
 
+from workers.compiling.network import relax_network
 from workers.compiling.plain_loops import with_short_plain_loops
+from workers.compiling.programs import ScheduleSpace
+from workers.compiling.tasks import build_table
+from workers.pruning.fold import exported_program
+from workers.tuning.cost_model import RecordModel
+from workers.tuning.search import Search, target_of
 
 UNROLLED = "pragma_auto_unroll_max_step"
 ROWS, CHANNELS = 8, 64
@@ -91,3 +98,36 @@ def test_what_is_computed_stays_the_same(together: bool) -> None:
     result = tvm.runtime.tensor(np.zeros_like(image))
     built["main"](tvm.runtime.tensor(image), tvm.runtime.tensor(weight), result)
     np.testing.assert_allclose(result.numpy(), (image + 1) * weight + weight, rtol=1e-6)
+
+
+class Kinds(torch.nn.Module):
+    """Tasks of many kinds: dense, pointwise and depthwise, poolings, means, a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 64, 3, padding=1)
+        self.depthwise = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.last = torch.nn.Linear(64, 64)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = torch.max_pool2d(torch.relu(self.first(image)), 2)
+        features = torch.nn.functional.avg_pool2d(features, 3, 1, 1)
+        features = torch.nn.functional.relu6(self.depthwise(features))
+        features = features * torch.sigmoid(features.mean((2, 3), keepdim=True))
+        return self.last(torch.softmax(features, dim=1).mean((2, 3)))
+
+
+def test_programs_of_every_kind_can_be_shortened() -> None:
+    target = target_of({"kind": "llvm", "num-cores": 2})
+    image = torch.zeros(1, 3, 16, 16)
+    network = Kinds().eval().requires_grad_(False)
+    relax = relax_network(exported_program(network, image), target)
+    search = Search(ScheduleSpace(target), 32, generations=1)
+    untrained = RecordModel().fitted({}, seed=0)
+    kinds = 0
+    for workload in build_table(relax, target).workloads.values():
+        found = search.propose(workload, [], 16, 0, untrained)
+        kinds += 1
+        for proposal in found:
+            with_short_plain_loops(proposal.schedule.mod["main"])
+    assert kinds >= 8

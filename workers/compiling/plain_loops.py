@@ -7,6 +7,7 @@ twelve takes ten times as long to compile as the others (benchmarks/RESULTS.md, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tvm import tirx
@@ -27,8 +28,11 @@ def with_short_plain_loops(function: tirx.PrimFunc) -> tirx.PrimFunc:
     blocks = _innermost(schedule, schedule.get_sblock("root", func_name="main"))
     loops = [schedule.get_loops(block) for block in blocks]
     variables = [{schedule.get(loop).loop_var for loop in around} for around in loops]
-    for number, block in enumerate(blocks):
-        if _TILED in schedule.get(block).annotations:
+    bodies = [schedule.get(block) for block in blocks]
+    writers = Counter(region.source for body in bodies for region in body.writes)
+    for number, body in enumerate(bodies):
+        # Sums are begun and added to by two blocks, whose loops can no longer be vectorised anew.
+        if _TILED in body.annotations or any(writers[each.source] > 1 for each in body.writes):
             continue
         others = set().union(*(found for index, found in enumerate(variables) if index != number))
         _shorten(schedule, loops[number], others)
