@@ -241,6 +241,12 @@ def compare(
     if quick and paper:
         _fail("--quick and --paper exclude each other; give one of them.", 2)
     config = _load(config_path, settings)
+    if config.prune.latency_target_ms is not None:
+        _fail(
+            "prune.latency_target_ms: a comparison pushes every method to the accuracy floor; "
+            "leave it out, or look for one network with 'cprune run'.",
+            2,
+        )
     if paper:
         config = known.with_trials(config, known.PAPER_TRIALS)
     if quick:

@@ -243,6 +243,8 @@ def test_a_comparison_is_refused_before_anything_is_started(tmp_path: Path, caps
     assert "--quick and --paper exclude each other" in capsys.readouterr().err
     assert call("compare", str(path), "--method", "amc") == 2
     assert "--method amc: choose from ours, uniform-l1, fpgm" in capsys.readouterr().err
+    assert call("compare", str(path), "--set", "prune.latency_target_ms=1.0") == 2
+    assert "prune.latency_target_ms: a comparison pushes every" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
