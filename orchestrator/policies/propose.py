@@ -28,6 +28,7 @@ def propose(
     """Candidates for the slowest tasks that are not set aside and have an untried width.
 
     ``apart``: besides all groups behind a task together, each of them by itself.
+    ``long_training``: they are to be trained as long as the final network is.
     """
     fresh: dict[str, Candidate] = {}
     tasks = 0

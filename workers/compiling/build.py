@@ -28,9 +28,8 @@ def build_program(scheduled: IRModule, target: Target, path: Path) -> Arguments:
 
     Returns the element type and shape of every argument.
     """
-    module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(scheduled).clone()
-    module.update_func(module.get_global_var("main"), _marked_scheduled(module["main"]))
-    return _export(_with_short_plain_loops(module, target), target, path)
+    module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(scheduled)
+    return _export(module, target, path)
 
 
 def build_whole(module: IRModule, target: Target, path: Path) -> Arguments:
@@ -89,15 +88,15 @@ def on_accelerator(module: IRModule, target: Target) -> IRModule:
     module = module.clone()  # the passes change it in place
     for variable, function in module.functions_items():
         if isinstance(function, tirx.PrimFunc) and _is_bound(function):
-            module.update_func(variable, _marked_scheduled(function))
+            module.update_func(variable, function.with_attr(_SCHEDULED, True))
     with target:
         return dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(module)
 
 
 def _with_short_plain_loops(module: IRModule, target: Target) -> IRModule:
-    """The module, its scheduled functions as LLVM compiles them fast; unchanged for an accelerator.
+    """A network's scheduled functions as LLVM compiles them fast; unchanged for an accelerator.
 
-    Programs are so both alone and in a network: what is measured is what is deployed.
+    Programs are so alone, too: what is measured and checked is what is deployed.
     """
     if not _is_cpu(target):
         return module
@@ -112,10 +111,6 @@ def _is_cpu(target: Target) -> bool:
     return target.kind.name in ("llvm", "c")
 
 
-def _marked_scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    return function.with_attr(_SCHEDULED, True)
-
-
 def _is_bound(function: tirx.PrimFunc) -> bool:
     """Whether any of its loops runs over an accelerator's threads."""
     return "T.thread_binding(" in function.script()
@@ -128,6 +123,9 @@ def load_module(text: str) -> IRModule:
 
 def _export(module: IRModule, target: Target, path: Path) -> Arguments:
     function = module["main"]
+    module = module.clone()
+    if _is_cpu(target):
+        module.update_func(module.get_global_var("main"), with_short_plain_loops(function))
     module = on_accelerator(module, target)
     arguments = [
         (str(parameter.dtype), [int(extent) for extent in parameter.shape])
