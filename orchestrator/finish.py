@@ -5,18 +5,36 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from orchestrator.policies.gates import meets_floor
+from orchestrator.policies.gates import latency_gate, meets_floor
 from orchestrator.policies.judge import ACCURACY_GRAIN
 from orchestrator.policies.names import POLICIES
 from orchestrator.reading import get, programs_of
 from orchestrator.search_parts import long_training
 from orchestrator.speedup import in_words, is_dense, verdict_of
-from orchestrator.spending import with_trainings
-from orchestrator.states import Done, Exporting, FinishTraining, FinishTuning, Ranking, Search
+from orchestrator.spending import with_comparisons, with_trainings
+from orchestrator.states import (
+    Choosing,
+    Done,
+    Exporting,
+    FinishTraining,
+    FinishTuning,
+    Ranking,
+    Search,
+)
 from orchestrator.transition import Clock, Transition
 from schemas.config import RunConfig
 from schemas.network import Trained
-from schemas.work import Exported, ExportWork, FineTuned, FineTuneWork, Outcome, Tuned, TuneWork
+from schemas.work import (
+    Compared,
+    CompareWork,
+    Exported,
+    ExportWork,
+    FineTuned,
+    FineTuneWork,
+    Outcome,
+    Tuned,
+    TuneWork,
+)
 
 Outcomes = Mapping[str, Outcome]
 
@@ -52,7 +70,7 @@ def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
             trials_per_task=total,
             trials=state.uniform_trials,
         )
-    if state.final_ms is not None:
+    if state.tunes_wider:
         return TuneWork(target=state.target, network=state.wider, trials_per_task=total)
     return final_tuning(state, config)
 
@@ -61,6 +79,13 @@ def final_tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
     """The final network's tuning."""
     total = config.tune.final_trials_per_task
     return TuneWork(target=state.target, network=state.final, trials_per_task=total)
+
+
+def choice(state: Choosing) -> CompareWork:
+    """The paired measurement of the networks before and after the last step."""
+    return CompareWork(
+        target=state.target, reference=state.wider, candidate=state.final, label="last step"
+    )
 
 
 def export(state: Exporting, config: RunConfig) -> ExportWork:
@@ -113,8 +138,14 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
     if state.baseline_trials is not None:
         following = Exporting(target=state.target, search=state.search, final=state.final)
         return Transition(next_state=following, message=f"baseline: {told}")
+    if state.tunes_wider and state.wider is not None:
+        both = Choosing(
+            target=state.target, search=state.search, final=state.final, wider=state.wider
+        )
+        return Transition(next_state=both, message=f"before the last step: {told}")
     if state.wider is not None:
-        return _chosen(state, state.wider, programs.model_ms or programs.sum_ms, told)
+        again = state.model_copy(update={"tunes_wider": True})
+        return Transition(next_state=again, message=f"after the last step: {told}")
     total = config.tune.final_trials_per_task
     final = programs_of(outcomes, final_tuning(state, config).key)
     if state.uniform_trials is None and state.search.uniform is not None:
@@ -126,18 +157,19 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
     return Transition(next_state=again, message=f"{name}: {told}")
 
 
-def _chosen(state: FinishTuning, wider: Trained, tuned_ms: float, told: str) -> Transition:
-    """Of the networks before and after the last step, both tuned alike, the faster one goes on."""
-    if state.final_ms is None:
-        again = state.model_copy(update={"final_ms": tuned_ms})
-        return Transition(next_state=again, message=f"after the last step: {told}")
-    takes_wider = tuned_ms < state.final_ms
-    chosen = {"final": wider if takes_wider else state.final, "final_ms": None, "wider": None}
-    message = (
-        f"before the last step: {told}; the network {'before' if takes_wider else 'after'} it is "
-        f"the final one ({tuned_ms:.4g} ms before, {state.final_ms:.4g} ms after)"
+def chosen(state: Choosing, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
+    """The faster network, by the mean of the paired ratios, is the final one."""
+    compared = get(outcomes, choice(state).key, Compared)
+    ratio = latency_gate(compared.comparison, 1.0, config.prune.confidence).ratio
+    final = state.final if ratio < 1.0 else state.wider
+    following = FinishTuning(
+        target=state.target, search=with_comparisons(state.search, [compared]), final=final
     )
-    return Transition(next_state=state.model_copy(update=chosen), message=message)
+    message = (
+        f"the network {'after' if ratio < 1.0 else 'before'} the last step is the final one: the "
+        f"step takes it to {ratio:.4f} of the latency"
+    )
+    return Transition(next_state=following, message=message)
 
 
 def exported(state: Exporting, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:

@@ -16,6 +16,7 @@ from orchestrator.states import (
     TRANSITIONS,
     AnyState,
     Cancelled,
+    Choosing,
     Done,
     Exporting,
     Failed,
@@ -47,6 +48,7 @@ _STEPS: dict[type, Callable[[Any, Mapping[str, Outcome], RunConfig, Clock], Tran
     Retuning: search.retuned,
     FinishTraining: finish.trained,
     FinishTuning: finish.tuned,
+    Choosing: finish.chosen,
     Exporting: finish.exported,
 }
 
@@ -83,6 +85,8 @@ def work_of(state: AnyState, config: RunConfig) -> tuple[Work, ...]:
             return finish.training(state, config)
         case FinishTuning():
             return (finish.tuning(state, config),)
+        case Choosing():
+            return (finish.choice(state),)
         case Exporting():
             return (finish.export(state, config),)
         case _:

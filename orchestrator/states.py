@@ -212,15 +212,15 @@ class FinishTraining(_State):
 class FinishTuning(_State):
     """The final network is tuned for long; then the uniform one, if there is one, and the baseline,
     for at least as long. Where a search measured nothing the network before its last step is tuned
-    too, and the faster of the two is the final one."""
+    too, and the two are compared."""
 
     kind: Literal["finish_tuning"] = "finish_tuning"
     search: Search
     final: Trained
-    final_ms: float | None = Field(
-        default=None, description="Its latency, while the one before the last step is being tuned."
+    wider: Trained | None = Field(
+        default=None, description="The one before the last step, until the two are compared."
     )
-    wider: Trained | None = Field(default=None, description="That one, until one is chosen.")
+    tunes_wider: bool = Field(default=False, description="Whether that one's turn has come.")
     uniform_trials: dict[str, int] | None = Field(
         default=None,
         description="Torch module -> trials of the uniform network's task where it needs more than "
@@ -230,6 +230,15 @@ class FinishTuning(_State):
         default=None,
         description="The same of the baseline's; None while another network is being tuned.",
     )
+
+
+class Choosing(_State):
+    """The networks before and after the last step are compared: the faster one is the final one."""
+
+    kind: Literal["choosing"] = "choosing"
+    search: Search
+    final: Trained
+    wider: Trained
 
 
 class Exporting(_State):
@@ -261,6 +270,7 @@ WorkingState = Annotated[
     | Retuning
     | FinishTraining
     | FinishTuning
+    | Choosing
     | Exporting,
     Field(discriminator="kind"),
 ]
@@ -299,6 +309,7 @@ AnyState = Annotated[
     | Retuning
     | FinishTraining
     | FinishTuning
+    | Choosing
     | Exporting
     | Done
     | Failed
@@ -318,7 +329,8 @@ _FORWARD: dict[type[_State], tuple[type[_State], ...]] = {
     Judging: (Retuning, Ranking, Proposing),
     Retuning: (Ranking,),
     FinishTraining: (FinishTuning, Ranking),
-    FinishTuning: (FinishTuning, Exporting),
+    FinishTuning: (FinishTuning, Choosing, Exporting),
+    Choosing: (FinishTuning,),
     Exporting: (Done,),
 }
 _THINKING: tuple[type[_State], ...] = (Ranking, Proposing)  # without work there is none to fail

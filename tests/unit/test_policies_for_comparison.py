@@ -13,6 +13,7 @@ from orchestrator import machine
 from orchestrator.policies.ladder import Attempt, Move, attempts_of, next_move
 from orchestrator.states import (
     AnyState,
+    Choosing,
     Decision,
     Done,
     Exporting,
@@ -22,7 +23,7 @@ from orchestrator.states import (
 )
 from schemas.config import PolicyName, RunConfig
 from schemas.network import Structure
-from schemas.work import CompareWork, PrepareWork, ScreenWork, TuneWork
+from schemas.work import Compared, CompareWork, PrepareWork, ScreenWork, TuneWork
 
 LADDER = tuple(
     Structure(widths={"deep": 32 - 4 * rung, "flat": 48 - 4 * rung}) for rung in range(1, 8)
@@ -130,6 +131,7 @@ def test_ladder_policies_look_at_the_accuracy_alone(policy: PolicyName) -> None:
     assert not any(
         work.kind in ("screen", "compare")
         for state in states
+        if not isinstance(state, Choosing)
         for work in machine.work_of(state, world.config)
     )
     assert done.search.accepted > 0
@@ -150,7 +152,7 @@ def test_ladders_keep_to_the_least_widths(policy: PolicyName) -> None:
 def test_the_faster_network_before_or_after_a_ladders_last_step_is_the_final_one(
     before_is_faster: bool,
 ) -> None:
-    """Both tuned alike: the last widths may be such that no vector divides them."""
+    """Both tuned alike and compared: the last widths may be such that no vector divides them."""
     world, done, states = search("uniform", max_accuracy_drop=0.2)
     found, wider = done.search, done.search.wider
     assert wider is not None and wider.val_accuracy >= found.floor
@@ -158,18 +160,30 @@ def test_the_faster_network_before_or_after_a_ladders_last_step_is_the_final_one
     assert all(wider.structure.widths[name] > width for name, width in narrower.items())
 
     state = next(state for state in states if isinstance(state, FinishTuning))
-    tuned_ms = (2.0, 1.0 if before_is_faster else 3.0)
     networks = []
-    for latency_ms in tuned_ms:
+    while isinstance(state, FinishTuning):
         (work,) = machine.work_of(state, world.config)
         assert isinstance(work, TuneWork)
         networks.append((work.network, work.trials_per_task))
-        tuned = fake_world.outcome_of(work)
-        world.outcomes[work.key] = tuned.model_copy(update={"model_ms": latency_ms})
         state = world.step(state)
-        assert isinstance(state, FinishTuning)
     trials = world.config.tune.final_trials_per_task
     assert networks == [(found.current, trials), (wider, trials)]
+
+    (work,) = machine.work_of(state, world.config)
+    assert isinstance(work, CompareWork)
+    assert (work.reference, work.candidate) == (wider, found.current)
+    compared = fake_world.outcome_of(work)
+    assert isinstance(compared, Compared)
+    factor = 2.0 if before_is_faster else 0.5
+    pairs = compared.comparison.reference_ms
+    comparison = compared.comparison.model_copy(
+        update={"candidate_ms": tuple(factor * latency_ms for latency_ms in pairs)}
+    )
+    spent_s = state.search.device_s
+    world.outcomes[work.key] = compared.model_copy(update={"comparison": comparison})
+    state = world.step(state)
+    assert isinstance(state, FinishTuning)
+    assert state.search.device_s == pytest.approx(spent_s + compared.device_s)
     assert state.final == (wider if before_is_faster else found.current)
     exporting = world.go_on(state, Exporting)
     assert isinstance(exporting, Exporting) and exporting.final == state.final
