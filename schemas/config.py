@@ -246,10 +246,10 @@ class PruneConfig(Section):
     )
 
     least_candidates: int = Field(
-        default=0,
-        ge=0,
-        description="uniform and global: candidates that are trained at least before the search "
-        "ends.",
+        default=0, ge=0, description="uniform, global: candidates trained at least before the end."
+    )
+    least_train_s: float = Field(
+        default=0.0, ge=0.0, description="uniform, global: the same, seconds of training."
     )
     without: list[LeftOut] = Field(
         default_factory=list,

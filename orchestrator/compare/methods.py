@@ -110,6 +110,7 @@ def method_config(
     settings = merged(settings, _SETTINGS[method])
     if settings.get("prune", {}).get("policy") in ("uniform", "global"):
         settings["prune"]["least_candidates"] = ours.candidates
+        settings["prune"]["least_train_s"] = ours.train_s
     if method == NETADAPT:
         most_s = max(1.0, NETADAPT_TRAINING * ours.train_s)  # ours may have trained nothing
         settings["budget"] = {**settings["budget"], "max_gpu_hours": most_s / 3600.0}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.candidates import allowed_width, candidate_of
@@ -20,7 +19,7 @@ from orchestrator.states import Decision
 from schemas.network import Structure
 from schemas.work import ScreeningKind
 
-SHARES = tuple(share / 20 for share in range(19, 0, -1))
+SHARES = tuple(share / 40 for share in range(39, 0, -1))
 """Of every width, or of all channels: what is kept on each rung."""
 
 
@@ -48,12 +47,16 @@ class Ladder(Parallel):
         further = trained_further(view, 0.0)
         if further:
             return Proposal(candidates=(further,))
-        rungs, decisions = self.rungs(view), view.search.decisions
+        rungs, found = self.rungs(view), view.search
+        had_enough = (
+            len(found.decisions) >= view.config.least_candidates
+            and found.train_s >= view.config.least_train_s
+        )
         move = next_move(
             len(rungs),
-            attempts_of(decisions),
-            view.config.least_candidates,
-            len(attempts_of(decisions[: view.search.recovered_after])),
+            attempts_of(found.decisions),
+            len(attempts_of(found.decisions[: found.recovered_after])),
+            had_enough=had_enough,
         )
         if move is None:
             return Proposal(candidates=(), passed_over=("the floor does not allow a narrower one",))
@@ -70,12 +73,12 @@ class Uniform(Ladder):
     """The same share of every width (the uniform baseline of Li et al., ICLR 2017)."""
 
     def rungs(self, view: View) -> list[tuple[str, Structure]]:
-        """From 95 % of every width in steps of 5 %."""
+        """From 97.5 % of every width in steps of 2.5 %."""
         groups = [group for group in view.prepared.groups if group.prunable]
         return _allowed(
             view,
             [
-                (f"{share:.0%} of every width", {g.group_id: g.share(share) for g in groups})
+                (f"{share:.1%} of every width", {g.group_id: g.share(share) for g in groups})
                 for share in SHARES
             ],
         )
@@ -115,35 +118,31 @@ def _allowed(
     return [rung for widths, rung in found.items() if widths != dense]
 
 
-class Attempt(NamedTuple):
-    """Whether a rung met the floor in the end, and how many candidates were trained till then."""
-
-    met: bool
-    trained: int
-
-
-def attempts_of(decisions: Sequence[Decision]) -> list[Attempt]:
-    """The decisions, those about a rung that was trained further as one."""
-    found: list[Attempt] = []
-    for trained, decision in enumerate(decisions, 1):
+def attempts_of(decisions: Sequence[Decision]) -> list[bool]:
+    """Whether each rung met the floor in the end: decisions about one that was trained further are
+    one attempt."""
+    found: list[bool] = []
+    for decision in decisions:
         if decision.trained_further:
             found.pop()
-        found.append(Attempt(decision.accepted, trained))
+        found.append(decision.accepted)
     return found
 
 
 def next_move(
-    rungs: int, attempts: Sequence[Attempt], least_candidates: int = 0, trained_long: int = 0
+    rungs: int, attempts: Sequence[bool], trained_long: int = 0, *, had_enough: bool = True
 ) -> Move | None:
     """What follows these attempts; None at the end of the ladder.
 
     The first steps are a quarter of the ladder. A single step that misses the floor is tried once
-    more after further training, and again while fewer than ``least_candidates`` were decided; and
-    once more where the network was trained for long after the first ``trained_long`` attempts.
+    more after further training, and again until the search ``had_enough`` of trainings; and once
+    more where the network was trained for long after the first ``trained_long`` attempts. Training
+    that gains nothing ends the climb: the same training again would be no other.
     """
     reached, step = -1, max(1, rungs // 4)
     recovers = recovered = ended = False
-    for number, (met, trained) in enumerate(attempts):
+    for number, met in enumerate(attempts):
+        is_last = number == len(attempts) - 1
         if number and number == trained_long:
             recovers, recovered, ended = False, True, False
         if recovers:
@@ -152,7 +151,7 @@ def next_move(
             reached, recovered = min(reached + step, rungs - 1), False
         elif step > 1:
             step //= 2
-        elif recovered and trained >= least_candidates:
+        elif recovered and had_enough and is_last:
             ended = True
         else:
             recovers = True

@@ -10,7 +10,7 @@ from driver_world import decisions, go
 from machine_world import World
 
 from orchestrator import machine
-from orchestrator.policies.ladder import Attempt, Move, attempts_of, next_move
+from orchestrator.policies.ladder import Move, attempts_of, next_move
 from orchestrator.states import (
     AnyState,
     Choosing,
@@ -53,16 +53,11 @@ def search(policy: PolicyName, **prune: object) -> tuple[World, Done, list[AnySt
 # ----------------------------------------------------------------------------- the ladder
 
 
-def attempts(*met: bool) -> list[Attempt]:
-    """Attempts with one training each."""
-    return [Attempt(each, number) for number, each in enumerate(met, 1)]
-
-
 def climb(rungs: int, lowest: int, least: int = 0) -> list[Move]:
     """All moves of a search in which rungs up to ``lowest`` meet the floor."""
     moves: list[Move] = []
     met: list[bool] = []
-    while (move := next_move(rungs, attempts(*met), least)) is not None:
+    while (move := next_move(rungs, met, had_enough=len(met) >= least)) is not None:
         moves.append(move)
         met.append(move.recovers or move.rung <= lowest)
         assert len(moves) < 100
@@ -87,16 +82,17 @@ def test_more_candidates_are_tried_where_the_other_side_had_more() -> None:
 
 
 def test_training_that_costs_accuracy_ends_the_climb() -> None:
-    assert next_move(4, attempts(True, False)) == Move(0, recovers=True)
-    assert next_move(4, attempts(True, False, False)) is None
+    assert next_move(4, [True, False]) == Move(0, recovers=True)
+    for had_enough in (True, False):
+        assert next_move(4, [True, False, False], had_enough=had_enough) is None
 
 
 def test_the_climb_goes_on_after_a_long_training() -> None:
     down = [True, False, True, False]  # rung 0, not 1; further training; still not 1
-    assert next_move(4, attempts(*down)) is None
-    assert next_move(4, attempts(*down), 0, len(down)) == Move(1, recovers=False)
-    assert next_move(4, attempts(*down, True), 0, len(down)) == Move(2, recovers=False)
-    assert next_move(4, attempts(*down, False), 0, len(down)) is None
+    assert next_move(4, down) is None
+    assert next_move(4, down, len(down)) == Move(1, recovers=False)
+    assert next_move(4, [*down, True], len(down)) == Move(2, recovers=False)
+    assert next_move(4, [*down, False], len(down)) is None
 
 
 def test_there_is_nothing_to_climb_on_an_empty_ladder() -> None:
@@ -116,9 +112,9 @@ def test_a_rung_that_was_trained_further_is_one_attempt() -> None:
         reason="",
     )
     further = first.model_copy(update={"trained_further": 1, "accepted": True})
-    assert attempts_of([first]) == [Attempt(False, 1)]
-    assert attempts_of([first, further]) == [Attempt(True, 2)]
-    assert attempts_of([first, further, first]) == [Attempt(True, 2), Attempt(False, 3)]
+    assert attempts_of([first]) == [False]
+    assert attempts_of([first, further]) == [True]
+    assert attempts_of([first, further, first]) == [True, False]
 
 
 # ------------------------------------------------------------------------ whole searches
