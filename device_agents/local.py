@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -43,13 +42,11 @@ class LocalDevice:
         tracker_port: int,
         *,
         work_dir: Path | None = None,
-        worker_cores: Collection[int] | None = None,
         start_timeout_s: float = 60.0,
         max_lease_s: int = 3600,
     ) -> None:
-        """``worker_cores``: the cores that builders, searchers and trainers use; None means all.
+        """``start_timeout_s`` bounds each start of the server; ``max_lease_s`` cuts every session.
 
-        ``start_timeout_s`` bounds each start of the server. ``max_lease_s`` cuts every session.
         Raises ``ValueError`` naming the field of ``targets[]`` that this machine cannot meet.
         """
         allowed = allowed_cores()
@@ -70,7 +67,6 @@ class LocalDevice:
         self.device_model = device_model(
             self.threads, None if self.runs_on == "cpu" else gpu_model() or self.runs_on
         )
-        self.shares_host_cores = worker_cores is None or not self.cores.isdisjoint(worker_cores)
         self.port: int | None = None
         self._mask = sorted(self.cores) if target.cores is not None else []
         self._tracker = (tracker_host, tracker_port)

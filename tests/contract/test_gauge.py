@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tvm
 from tvm import relax, te
 from tvm.target import Target
 
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+
+from test_device_support import plain_server
+
+from device_agents.host_cores import CoresBusy, HostCores
 from device_agents.local import LocalDevice
 from device_agents.tracker import TrackerProcess
 from schemas.config import MeasureConfig, TargetConfig
@@ -125,6 +132,19 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         opened = open_device(target, CONFIG, folder / "locks", folder)
         stack.callback(opened.close)
         yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """A device with a server of TVM's own, as phones and boards have."""
+    folder = tmp_path_factory.mktemp("plain")
+    with TrackerProcess() as tracker, plain_server(tracker.port, "phone"):
+        target = TargetConfig(
+            device="tracker", tvm_target=LLVM, key="phone", tracker_port=tracker.port
+        )
+        opened = open_device(target, CONFIG, folder / "locks", folder)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +311,108 @@ def test_a_canary_that_loses_the_session_costs_no_comparison(
     assert found.reference.device != ""
     monkeypatch.undo()
     assert gauge.measure("add", libraries.add).run_ms
+
+
+def test_a_plain_tvm_server_measures_without_a_canary(plain: Device, libraries: Libraries) -> None:
+    found = plain.gauge.measure("add", libraries.add)
+    assert len(found.run_ms) == CONFIG.program_repeats
+    assert found.device_kind == "tracker" and found.device.startswith("phone@")
+    assert found.canary_ratio is None
+    cold = plain.gauge.measure("cold", replace(libraries.add, is_timed_cold=True))
+    assert len(cold.run_ms) > len(found.run_ms)
+    pair = plain.gauge.compare("pair", libraries.double, libraries.triple, SHAPE)
+    assert len(pair.reference_ms) == len(pair.candidate_ms) >= CONFIG.model_repeats
+    assert pair.reference.canary_ratio is None and pair.candidate.canary_ratio is None
+
+
+def test_a_plain_tvm_server_tells_outputs_but_not_calls(
+    plain: Device, libraries: Libraries
+) -> None:
+    wrong = plain.gauge.check("wrong", libraries.add, libraries.add_one_more)
+    assert wrong.max_abs_error == pytest.approx(1.0, abs=1e-5)
+    logits = plain.gauge.run("run", libraries.triple, IMAGES, 2)
+    assert np.array_equal(logits, (3 * IMAGES).reshape(6, 48))
+    assert plain.gauge.attribute("inside", libraries.triple, SHAPE) is None
+    plain.gauge.release()
+    assert plain.gauge.measure("add", libraries.add).run_ms
+
+
+def test_a_device_with_a_core_mask_measures_alone_too(tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    target = TargetConfig(tvm_target=LLVM, cores=[core])
+    opened = open_device(target, CONFIG, tmp_path / "locks", tmp_path)
+    try:
+        assert opened.cores is not None
+        worker = HostCores(tmp_path / "locks", opened.cores.name)
+        with opened.gauge.alone(), pytest.raises(CoresBusy), worker.working(0.1):
+            pass
+    finally:
+        opened.close()
+
+
+Ask = Callable[[Gauge, Libraries], object]
+WHOLE_NETWORKS: dict[str, Ask] = {
+    "pair": lambda gauge, found: gauge.compare("pair", found.double, found.triple, SHAPE),
+    "attribute": lambda gauge, found: gauge.attribute("inside", found.triple, SHAPE),
+    "run": lambda gauge, found: gauge.run("run", found.triple, IMAGES, 2),
+}
+
+
+class Strikes:
+    """Kills the local device over the first so many questions of a kind; counts all of them."""
+
+    def __init__(self, device: Device, method: str, times: int, patch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        gauge = device.gauge
+        process, agent = gauge._process, gauge._local  # type: ignore[attr-defined]
+        call = process.call
+
+        def struck(asked: str, *values: object, **more: object) -> object:
+            if asked == method:
+                self.asked += 1
+                if self.asked <= times:
+                    server = psutil.Process(agent.local.pid)
+                    family = [server, *server.children(recursive=True)]
+                    for member in family:
+                        member.kill()
+                    psutil.wait_procs(family, timeout=5)
+            return call(asked, *values, **more)
+
+        patch.setattr(process, "call", struck)
+
+
+@pytest.mark.parametrize("method", WHOLE_NETWORKS)
+def test_a_whole_network_outlives_one_loss_of_the_local_device(
+    device: Device, libraries: Libraries, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strikes = Strikes(device, method, 1, monkeypatch)
+    assert WHOLE_NETWORKS[method](device.gauge, libraries) is not None
+    assert strikes.asked == 2
+
+
+def test_a_whole_network_over_which_the_device_is_lost_twice_fails(
+    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strikes = Strikes(device, "pair", 2, monkeypatch)
+    with pytest.raises(ProgramFailed):
+        WHOLE_NETWORKS["pair"](device.gauge, libraries)
+    assert strikes.asked == 2
+
+
+def test_a_whole_network_that_raises_is_asked_once(
+    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strikes = Strikes(device, "run", 0, monkeypatch)
+    with pytest.raises(ProgramFailed):
+        device.gauge.run("run", libraries.triple, IMAGES[:, :, :2], 2)
+    assert strikes.asked == 1
+
+
+def test_a_program_over_which_the_device_is_lost_is_asked_once(
+    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strikes = Strikes(device, "program", 1, monkeypatch)
+    with pytest.raises(ProgramFailed):
+        device.gauge.measure("add", libraries.add)
+    assert strikes.asked == 1
+    assert device.gauge.measure("add", libraries.add).run_ms

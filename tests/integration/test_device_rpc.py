@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_device_support import build_all, client, wait_until
+from test_device_support import build_all, client, plain_server, wait_until
 
-from device_agents.children import end_child, start_child
 from device_agents.local import LocalDevice
 from device_agents.processes import RemoteFailure, WarmProcess
 from device_agents.tracker import TrackerProcess, tracker_summary
@@ -80,7 +79,6 @@ def test_kernel_model_fill_and_canary(
 
 def test_device_facts(device: LocalDevice) -> None:
     assert device.device_model.endswith(f"-{len(CORES)}t")
-    assert device.shares_host_cores
     assert not device.ensure_alive()
 
 
@@ -152,16 +150,13 @@ def test_two_devices_under_one_key_at_once_on_masks_of_their_own(
 ) -> None:
     masks = [[CORES[0]], [CORES[-1]]]
     devices = [
-        LocalDevice(
-            TargetConfig(key="pair", cores=mask), tracker.host, tracker.port, worker_cores=[-1]
-        )
+        LocalDevice(TargetConfig(key="pair", cores=mask), tracker.host, tracker.port)
         for mask in masks
     ]
     try:
         for started in devices:
             started.start()
         assert devices[0].port != devices[1].port
-        assert not devices[0].shares_host_cores
         with client() as left, client() as right:
             callers = (left, right)
             infos = [
@@ -182,16 +177,7 @@ def test_two_devices_under_one_key_at_once_on_masks_of_their_own(
 def test_server_of_another_agent(
     tracker: TrackerProcess, caller: WarmProcess, libraries: dict[str, Path]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    script = (
-        "from device_agents.lean_tvm import import_runtime; import_runtime(); import time; "
-        "from tvm.rpc.server import PopenRPCServerState as S; "
-        f"S('127.0.0.1', {port}, {port + 1}, tracker_addr=('127.0.0.1', {tracker.port}), "
-        "key='stock', silent=True); time.sleep(600)"
-    )
-    server = start_child([sys.executable, "-c", script], env={"TVM_NUM_THREADS": "1"})
-    try:
+    with plain_server(tracker.port, "stock") as port:
         info = caller.call("open", request(tracker, "stock", wait_s=15, threads=1), timeout_s=30)
         assert info == {"device": f"stock@127.0.0.1:{port}", "threads": 1, "cores": []}
         run = {"path": str(libraries["add"]), "size": 1024, "arguments": 3}
@@ -199,8 +185,6 @@ def test_server_of_another_agent(
         with pytest.raises(RemoteFailure, match="no canary"):
             caller.call("canary", timeout_s=20)
         caller.call("close", timeout_s=20)
-    finally:
-        end_child(server)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from device_agents.children import end_child, start_child
 from device_agents.lean_tvm import block_torch, import_runtime
 from device_agents.processes import WarmProcess, serve
 
@@ -24,6 +27,28 @@ def builder() -> WarmProcess:
 def client() -> WarmProcess:
     """A process with the runtime alone: ``open``, ``run``, ``call``, ``close``."""
     return WarmProcess(Path(__file__).stem, ["client"], env={"PYTHONPATH": str(HERE)})
+
+
+@contextmanager
+def plain_server(tracker_port: int, key: str) -> Iterator[int]:
+    """A device whose server is TVM's own, with its bare runtime and one thread; its port.
+
+    Like a phone's ``tvm_rpc`` it has none of our functions, and none to fill tensors.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = (
+        "from device_agents.lean_tvm import block_torch; block_torch(); import time; "
+        "from tvm.rpc.server import PopenRPCServerState as S; "
+        f"S('127.0.0.1', {port}, {port + 1}, tracker_addr=('127.0.0.1', {tracker_port}), "
+        f"key={key!r}, silent=True); time.sleep(600)"
+    )
+    environment = {"TVM_NUM_THREADS": "1", "TVM_USE_RUNTIME_LIB": "1"}
+    server = start_child([sys.executable, "-c", script], env=environment)
+    try:
+        yield port
+    finally:
+        end_child(server)
 
 
 def build_all(folder: Path) -> dict[str, Path]:

@@ -11,15 +11,18 @@ import pytest
 
 from device_agents.device_functions import _ranges
 from device_agents.frames import BadFrame, Frames, StreamClosed
+from device_agents.health import answers
 from device_agents.host_facts import device_model
 from device_agents.server_loop import lease_s
 from device_agents.tracker_wire import (
+    RPC_MISMATCH,
     TrackerUnreachable,
     pack_frame,
     pack_int,
     parse_summary,
     take_frame,
     tracker_summary,
+    unpack_int,
 )
 
 
@@ -83,6 +86,26 @@ def test_silent_and_foreign_trackers_are_given_up() -> None:
         thread.join()
     with pytest.raises(TrackerUnreachable):
         tracker_summary("127.0.0.1", silent_port(), timeout_s=1.0)
+
+
+def test_a_phones_server_answers_a_stranger_with_a_long_key_only() -> None:
+    """TVM's tvm_rpc hangs up, without a word, on a key shorter than the one it waits for."""
+    expected = "client:samsung-galaxy-s24-ultra:0.839483"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            connection, _ = server.accept()
+            with connection:
+                size = unpack_int(connection.recv(8, socket.MSG_WAITALL)[4:])
+                if size >= len(expected):
+                    connection.recv(size, socket.MSG_WAITALL)
+                    connection.sendall(pack_int(RPC_MISMATCH))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        assert answers("127.0.0.1", server.getsockname()[1], timeout_s=2.0)
+        thread.join()
+    assert not answers("127.0.0.1", silent_port(), timeout_s=1.0)
 
 
 def silent_port() -> int:

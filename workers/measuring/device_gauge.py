@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,16 @@ from workers.measuring.gauge import (
 _CORES_WAIT_S = 600.0
 _PROBE_S = 3.0
 _ATTEMPTS = 3
+_RAISED_THERE = "RPCError"
+"""Kind of what a program raised on the device, whose session lives on."""
 
 
 class NoneFree(DeviceLost):
     """No device of the key was to be had in time."""
+
+
+class _SessionEnded(ProgramFailed):
+    """The session ended over a question, by the program or by what befell the device meanwhile."""
 
 
 class DeviceGauge:
@@ -67,7 +73,6 @@ class DeviceGauge:
         self._facts: dict[str, Any] | None = None
         self._opened_at = 0.0
         self._opened_by: int | None = None
-        self._ratio = 1.0
         self._is_alone = False
         self._is_closed = False
 
@@ -161,7 +166,7 @@ class DeviceGauge:
     ) -> Comparison:
         config = self._config
         within_s = min(config.answer_timeout_s, config.session_timeout_s) / 3
-        answer = self._ask(
+        answer = self._ask_twice(
             "pair",
             {
                 "reference": str(reference),
@@ -190,7 +195,7 @@ class DeviceGauge:
     def attribute(
         self, key: str, network: Path, input_shape: tuple[int, ...]
     ) -> Attribution | None:
-        answer = self._ask(
+        answer = self._ask_twice(
             "attribute",
             {"path": str(network), "input_shape": list(input_shape), "seed": 0},
             patience=self._config.answer_timeout_s,  # for 15 inferences
@@ -202,7 +207,7 @@ class DeviceGauge:
     def run(
         self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
     ) -> np.ndarray[Any, Any]:
-        answer = self._ask(
+        answer = self._ask_twice(
             "run",
             {
                 "path": str(network),
@@ -261,6 +266,16 @@ class DeviceGauge:
         address = self._address
         return f"device {address.key!r} of the tracker at {address.host}:{address.port}: {what}"
 
+    def _ask_twice(self, method: str, request: dict[str, Any], **how: Any) -> dict[str, Any]:
+        """``_ask`` about whole networks, and once more where the session ended over it.
+
+        Their programs have all run, so the device's end is hardly their doing: it may have been
+        killed for its memory.
+        """
+        with suppress(_SessionEnded):
+            return self._ask(method, request, **how)
+        return self._ask(method, request, **how)
+
     def _ask(
         self, method: str, request: dict[str, Any], *, alone: bool = True, patience: float = 0.0
     ) -> dict[str, Any]:
@@ -268,6 +283,7 @@ class DeviceGauge:
 
         A library after which the device still answers, or a local one that is started again, is
         tried once: it failed. ``alone``: nothing else of ours runs on shared cores meanwhile.
+        Raises ``ProgramFailed`` or ``DeviceLost``.
         """
         self.open(self._config.device_wait_s)
         device = self._facts or {}
@@ -275,10 +291,12 @@ class DeviceGauge:
         token = self.alone() if alone else nullcontext()
         with token:
             began = time.monotonic()
+            failed: type[ProgramFailed] = _SessionEnded
             try:
                 return self._process.call(method, request, timeout_s=limit_s)
             except RemoteFailure as error:
                 failure = f"{error.kind}: {error.message.strip().splitlines()[-1][:300]}"
+                failed = ProgramFailed if error.kind == _RAISED_THERE else _SessionEnded
             except ProcessTimeout:
                 failure = f"no answer within {limit_s:g} s (see measure.answer_timeout_s)"
             except ProcessDied as error:
@@ -290,7 +308,7 @@ class DeviceGauge:
         host, port = device["address"]
         if self._local is None and not answers(host, port, _PROBE_S):
             raise DeviceLost(self._described(f"{device['device']} was lost: {failure}"))
-        raise ProgramFailed(failure)
+        raise failed(failure)
 
     def _is_lost(self) -> bool:
         """Whether the measuring process or a local device died since the session was opened."""
@@ -306,10 +324,14 @@ class DeviceGauge:
             self._local.restart()
 
     def _look_at_canary(self) -> None:
+        """Note its ratio, where the device has one."""
+        facts = self._facts
+        if facts is None or facts["canary_ratio"] is None:
+            return
         try:
             with self.alone():
                 answer = self._process.call("canary", timeout_s=self._config.answer_timeout_s)
-            self._ratio = answer["ratio"]
+            facts["canary_ratio"] = answer["ratio"]
         except (ProcessDied, ProcessTimeout, RemoteFailure):
             self._facts = None
             self._process.stop()
@@ -323,6 +345,6 @@ class DeviceGauge:
             device_kind="simulated" if facts["simulated"] else self._address.kind,
             threads=facts["threads"],
             temperature_c=facts["temperature_c"],
-            canary_ratio=self._ratio,
+            canary_ratio=facts["canary_ratio"],
             measured_at=answer["measured_at"],
         )

@@ -16,6 +16,7 @@ from device_agents.processes import serve
 from workers.measuring.pairs import take_pairs
 
 _COLD_CALLS = 11
+_FILL = "tvm.contrib.random.random_fill_for_measure"
 
 
 class _State:
@@ -51,7 +52,6 @@ def main() -> None:
 
 
 def _open(request: dict[str, Any]) -> dict[str, Any]:
-    from device_agents.health import Canary
     from device_agents.session import open_session
 
     _close({})
@@ -66,13 +66,14 @@ def _open(request: dict[str, Any]) -> dict[str, Any]:
     _state.runs_on = request["runs_on"]
     _state.place = _state.session.place(_state.runs_on)
     _state.info = _state.session.info()
-    _state.canary = Canary(_state.session)
+    _state.canary = _canary_of(_state.session)
     return {
         "device": _state.info.device,
         "threads": _state.info.threads,
         "cpu_model": _state.info.cpu_model,
         "temperature_c": _state.info.temperature_c,
         "simulated": _state.info.simulated,
+        "canary_ratio": None if _state.canary is None else 1.0,
         "address": list(_state.session.address),
     }
 
@@ -106,7 +107,7 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
 
     session = _state.session
     generator = np.random.default_rng(request["seed"])
-    host = [generator.standard_normal(shape).astype(dtype) for dtype, shape in request["arguments"]]
+    host = _random_arrays(generator, request["arguments"])
     outputs = []
     for path in (request["reference"], request["path"]):
         library = session.load(Path(path))
@@ -191,15 +192,23 @@ def _network(path: str) -> Any:
 
 
 def _random_arguments(session: Any, arguments: list[Any]) -> list[Any]:
+    import numpy as np
     import tvm
 
-    fill = session.rpc.get_function("tvm.contrib.random.random_fill_for_measure")
+    fill = session.function(_FILL)
+    if fill is None:  # a server with TVM's bare runtime, as on phones
+        arrays = _random_arrays(np.random.default_rng(0), arguments)
+        return [_remote(session, array) for array in arrays]
     tensors = []
     for dtype, shape in arguments:
         tensor = tvm.runtime.empty(tuple(shape), dtype, _state.place)
         fill(tensor)
         tensors.append(tensor)
     return tensors
+
+
+def _random_arrays(generator: Any, arguments: list[Any]) -> list[Any]:
+    return [generator.standard_normal(shape).astype(dtype) for dtype, shape in arguments]
 
 
 def _random_image(session: Any, request: dict[str, Any]) -> Any:
@@ -213,6 +222,16 @@ def _remote(session: Any, array: Any) -> Any:
     import tvm
 
     return tvm.runtime.tensor(array, _state.place)
+
+
+def _canary_of(session: Any) -> Any:
+    """The session's canary; None on a plain TVM server, which has none."""
+    from device_agents.health import Canary
+
+    try:
+        return Canary(session)
+    except LookupError:
+        return None
 
 
 def _canary(_request: dict[str, Any]) -> dict[str, Any]:

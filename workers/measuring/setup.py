@@ -109,7 +109,7 @@ def _opened(
             local.stop()
         tracker.stop()
         raise
-    cores = HostCores(lock_dir, _CORES) if local.shares_host_cores else None
+    cores = HostCores(lock_dir, _CORES)  # also with a core mask: nothing keeps workers off it
     address = DeviceAddress(
         tracker.host,
         tracker.port,
@@ -130,15 +130,8 @@ def _opened(
 
 
 def _started(target: TargetConfig, tracker: TrackerProcess, scratch: Path) -> LocalDevice:
-    workers = allowed_cores() - set(target.cores or ())
     try:
-        return LocalDevice(
-            target,
-            tracker.host,
-            tracker.port,
-            work_dir=scratch / "device",
-            worker_cores=(workers or None) if target.cores else None,
-        ).start()
+        return LocalDevice(target, tracker.host, tracker.port, work_dir=scratch / "device").start()
     except ValueError as error:
         raise UserError("targets[]", str(error)) from error
 
