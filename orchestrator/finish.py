@@ -160,6 +160,10 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
 def chosen(state: Choosing, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
     """The faster network, by the mean of the paired ratios, is the final one."""
     compared = get(outcomes, choice(state).key, Compared)
+    if compared.comparison is None:
+        following = FinishTuning(target=state.target, search=state.search, final=state.wider)
+        message = f"the network before the last step is the final one: {compared.failed}"
+        return Transition(next_state=following, message=message)
     ratio = latency_gate(compared.comparison, 1.0, config.prune.confidence).ratio
     final = state.final if ratio < 1.0 else state.wider
     following = FinishTuning(

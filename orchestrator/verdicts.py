@@ -52,12 +52,14 @@ def fine_tuned(
     policy = POLICIES[config.prune.policy]
     contenders: list[Contender] = []
     failed: list[Rejection] = []
-    networks = [
-        get(outcomes, fine_tuning(candidate, state.search.dense, config).key, FineTuned).network
+    trainings = [
+        get(outcomes, fine_tuning(candidate, state.search.dense, config).key, FineTuned)
         for candidate in state.chosen
     ]
+    networks = [training.network for training in trainings]
     made = {item.candidate_id: n for item, n in zip(state.chosen, networks, strict=True)}
-    for candidate, network in zip(state.chosen, networks, strict=True):
+    for candidate, training in zip(state.chosen, trainings, strict=True):
+        network = training.network
         further = candidate.structure == candidate.parent.structure  # it has to gain by that
         step_ratio = config.prune.step_accuracy_ratio if policy.gates_steps else float(further)
         reason = accuracy_refusal(
@@ -65,6 +67,8 @@ def fine_tuned(
         )
         if further and network.weights == candidate.parent.weights:
             reason = "the training gained nothing"
+        if reason and training.diverged:
+            reason = f"{reason}: its training diverged, {training.diverged}"
         if reason:
             failed.append(Rejection(candidate=candidate, reason=reason))
         else:
@@ -109,8 +113,15 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
     """Accept the best contender that is faster beyond the noise."""
     keys = {item.candidate.candidate_id: comparison(state, item).key for item in state.contenders}
     compared = {name: get(outcomes, key, Compared) for name, key in keys.items()}
+    comparisons = {
+        name: outcome.comparison for name, outcome in compared.items() if outcome.comparison
+    }
     verdict = POLICIES[config.prune.policy].judge(
-        [(item, compared[item.candidate.candidate_id].comparison) for item in state.contenders],
+        [
+            (item, comparisons[item.candidate.candidate_id])
+            for item in state.contenders
+            if item.candidate.candidate_id in comparisons
+        ],
         state.search.current.val_accuracy,
         config.prune,
     )
@@ -123,7 +134,7 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
             compare_key=keys[name],
             accepted=name == verdict.accepted,
             not_faster=name in verdict.not_faster,
-            reason=verdict.reasons[name],
+            reason=verdict.reasons.get(name) or compared[name].failed,
         )
         for item in state.contenders
         for name in (item.candidate.candidate_id,)
@@ -156,7 +167,7 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
         update={
             "current": accepted.network,
             "trained_key": winner.fine_tune_key,
-            "current_ms": compared[winner.candidate_id].comparison.candidate.latency_ms,
+            "current_ms": comparisons[winner.candidate_id].candidate.latency_ms,
             "tuned_key": screened.key,
             "accepted": found.accepted + 1,
             "set_aside": (),

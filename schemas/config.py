@@ -368,7 +368,7 @@ class TargetConfig(Section):
     cores: list[Annotated[int, Field(ge=0, strict=True)]] | None = Field(
         default=None,
         min_length=1,
-        description="Core mask of a local device; without it all cores, shared.",
+        description="Core mask of a local device; without it all cores.",
     )
     key: str = Field(default="local", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Tracker key.")
     tracker_host: str = "127.0.0.1"

@@ -273,13 +273,21 @@ class FineTuned(Schema):
     sensitivities: tuple[Sensitivity, ...] = Field(
         default=(), description="Of the prunable groups, for the policies that use them."
     )
+    diverged: str = Field(
+        default="",
+        description="When the loss ceased to be finite; the network is that of the best epoch "
+        "before.",
+    )
 
 
 class Compared(Schema):
     """Outcome of CompareWork."""
 
     kind: Literal["compared"] = "compared"
-    comparison: Comparison
+    comparison: Comparison | None
+    failed: str = Field(
+        default="", description="Why the candidate could not be built or run, where it could not."
+    )
     device_s: float = Field(ge=0.0)
 
 

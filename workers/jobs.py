@@ -127,7 +127,7 @@ class TrainingJobs:
             work.structure.widths,
             steps_for(work.parent.info.macs, pruned.macs, work.most_pruned_at_once),
         )
-        outcome = None
+        outcome, diverged = None, ""
         for number, changed in enumerate(steps):
             if changed:
                 model = prune_to(
@@ -138,10 +138,13 @@ class TrainingJobs:
                     self._config.prune.ranking,
                 )
             part = _Part(number, len(steps), 0.0 if outcome is None else outcome.train_s)
-            outcome = self._train(model, recipe, teacher, part)
+            outcome = self._train(model, recipe, teacher, part, may_diverge=True)
+            diverged = diverged or outcome.diverged
         assert outcome is not None, "there is at least one step"
         network = self._trained(model, work.structure, outcome, work.epochs * len(steps))
-        return FineTuned(network=network, sensitivities=self._sensitivities(model))
+        return FineTuned(
+            network=network, sensitivities=self._sensitivities(model), diverged=diverged
+        )
 
     def _from_scratch(self, model: nn.Module, recipe: TrainConfig) -> Trained:
         outcome = self._train(model, recipe)
@@ -171,6 +174,8 @@ class TrainingJobs:
         recipe: TrainConfig,
         teacher: Teacher | None = None,
         part: _Part = _WHOLE,
+        *,
+        may_diverge: bool = False,
     ) -> TrainOutcome:
         """Train it in place; ``train_s`` counts the parts before this one, too."""
         return train(
@@ -185,6 +190,7 @@ class TrainingJobs:
             threads=self._threads,
             teacher=teacher,
             spent_s=part.before_s,
+            may_diverge=may_diverge,
         )
 
     def _trained(

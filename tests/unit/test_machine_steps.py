@@ -32,6 +32,7 @@ from orchestrator.states import (
 from orchestrator.transition import Clock, IllegalTransition, Transition
 from schemas.network import Sensitivity, Structure
 from schemas.work import (
+    Compared,
     FineTuned,
     FineTuneWork,
     Prepared,
@@ -228,6 +229,34 @@ def test_what_is_pruned_learns_from_the_dense_network(share: float) -> None:
     (last,) = machine.work_of(state, world.config)
     assert isinstance(last, FineTuneWork)
     assert last.teacher == (state.search.dense if share else None)
+
+
+def test_a_candidate_whose_training_diverges_is_rejected_and_the_search_goes_on() -> None:
+    world = World(fake_world.config())
+    state = world.until(FineTuning)
+    assert isinstance(state, FineTuning)
+    lost = FineTuned(
+        network=fake_world.network(state.chosen[0].structure, 0.1),
+        diverged="the loss became nan in epoch 1",
+    )
+    following = world.step(state, {"fine_tune": lost})
+    assert isinstance(following, Proposing)
+    decision = following.search.decisions[0]
+    assert decision.reason.endswith("its training diverged, the loss became nan in epoch 1")
+    assert isinstance(world.go_on(following, Done), Done)
+
+
+def test_a_candidate_that_does_not_run_whole_is_rejected_and_the_search_goes_on() -> None:
+    world = World(fake_world.config())
+    state = world.until(Judging)
+    assert isinstance(state, Judging)
+    failed = Compared(comparison=None, failed="the whole network did not run", device_s=0.1)
+    following = world.step(state, {"compare": failed})
+    assert isinstance(following, Proposing)
+    decided = {item.candidate.candidate_id for item in state.contenders}
+    reasons = {d.candidate_id: d.reason for d in following.search.decisions}
+    assert all(reasons[name] == "the whole network did not run" for name in decided)
+    assert isinstance(world.go_on(following, Done), Done)
 
 
 def prepared_with(**losses: float) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import subprocess
@@ -130,6 +131,17 @@ def test_a_diverging_training_says_so(splits: Splits) -> None:
     steep = RECIPE.model_copy(update={"learning_rate": 1e30, "schedule": "constant"})
     with pytest.raises(TrainingDiverged, match=r"^train\.learning_rate: the loss .*lower it"):
         train(_network(), splits, steep, 0, threads=1)
+
+
+def test_a_training_that_may_diverge_keeps_its_best_epoch(splits: Splits) -> None:
+    steep = RECIPE.model_copy(update={"learning_rate": 1e30, "schedule": "constant"})
+    network = _network()
+    before = copy.deepcopy(network.state_dict())
+    outcome = train(network, splits, steep, 0, threads=1, may_diverge=True)
+    assert "the loss became" in outcome.diverged and outcome.best_epoch == 0
+    after = network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert train(_network(), splits, RECIPE, 0, threads=1, may_diverge=True).diverged == ""
 
 
 def test_a_loss_that_no_learning_rate_mends_names_its_cause(splits: Splits) -> None:

@@ -149,7 +149,7 @@ class DeviceGauge:
         return one_by_one(self, questions)
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
-        answer = self._ask(
+        answer = self._ask_twice(
             "check",
             {
                 "reference": str(reference.path),
@@ -158,6 +158,7 @@ class DeviceGauge:
                 "seed": 0,
             },
             alone=False,
+            patience=self._config.answer_timeout_s,  # the untuned program may be slow
         )
         return OutputCheck(answer["max_abs_error"], answer["max_abs_output"])
 
@@ -267,10 +268,9 @@ class DeviceGauge:
         return f"device {address.key!r} of the tracker at {address.host}:{address.port}: {what}"
 
     def _ask_twice(self, method: str, request: dict[str, Any], **how: Any) -> dict[str, Any]:
-        """``_ask`` about whole networks, and once more where the session ended over it.
+        """``_ask`` about what has run before, and once more where the session ended over it.
 
-        Their programs have all run, so the device's end is hardly their doing: it may have been
-        killed for its memory.
+        That is hardly its doing: the device may have been killed for its memory.
         """
         with suppress(_SessionEnded):
             return self._ask(method, request, **how)

@@ -29,6 +29,7 @@ from workers.training.runtime import computing
 from workers.training.weights import not_finite
 
 _PROGRESS_INTERVAL_S = 0.5
+_RATE = "train.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class TrainOutcome:
     epochs: int
     train_s: float
     history: tuple[Epoch, ...]
+    diverged: str = ""
 
 
 def train(
@@ -78,6 +80,7 @@ def train(
     device: str | None = None,
     teacher: Teacher | None = None,
     spent_s: float = 0.0,
+    may_diverge: bool = False,
 ) -> TrainOutcome:
     """Trains ``model`` in place and leaves it with the weights of its best validation epoch.
 
@@ -85,13 +88,16 @@ def train(
     batch size and augmentation and to one training set: with the same seed, images in memory come
     again in every training, and the teacher need not look at them again.
     ``spent_s`` is what earlier parts of the same training took: it counts as part of its time.
+    One that ``may_diverge`` ends where its rate lets the loss grow beyond all numbers, says so and
+    has the best epoch before.
 
     The same seed and threads on the same machine give the same bits. ``yield_cores()`` is entered
     around each batch, so that between batches the cores can be given up. The epoch before training
     counts too: a fine-tuning never gives back a network worse than it took. The model ends on the
     device and in the mode (train or eval) it came in.
 
-    Raises ``TrainingDiverged`` when the loss is not finite, naming the cause as far as it is known,
+    Raises ``TrainingDiverged`` when the loss is not finite, naming the cause as far as it is known
+    (with ``may_diverge`` only where that is the images or the network),
     ``TrainingTimedOut`` after ``recipe.timeout_s``, ``TrainingStopped`` when ``should_stop()``
     becomes true between batches; the model's weights are then those of no particular moment.
     """
@@ -118,6 +124,7 @@ def train(
             )
             steps = math.ceil(len(splits.train) / recipe.batch_size)
             optimizer, scheduler = _optimizer(model, recipe, steps)
+            diverged = ""
             for _ in range(recipe.epochs):
                 model.train()
                 order = torch.randperm(len(splits.train), generator=generator)
@@ -135,9 +142,15 @@ def train(
                         loss = _step(model, images, batch[1], recipe, optimizer, place, lesson)
                     scheduler.step()
                     if not math.isfinite(loss):
-                        raise _divergence(loss, images, state.epoch + 1, number)
+                        error = _divergence(loss, images, state.epoch + 1, number)
+                        if not (may_diverge and error.field == _RATE):
+                            raise error
+                        diverged = error.message
+                        break
                     total, count = total + loss, count + 1
                     state.report(number + 1, steps, total / count)
+                if diverged:
+                    break
                 accuracy = _validate(model, splits, metric, recipe, threads, yield_cores)
                 state.keep_if_best(model, total / max(1, count), accuracy)
                 state.report(steps, steps, total / max(1, count), always=True)
@@ -151,6 +164,7 @@ def train(
         epochs=recipe.epochs,
         train_s=time.monotonic() - started,
         history=tuple(state.history),
+        diverged=diverged,
     )
 
 
@@ -169,7 +183,7 @@ def _divergence(loss: float, images: Tensor, epoch: int, batch: int) -> Training
             f"{told}, on finite images and weights, before any of them changed",
             "correct the network's forward pass",
         )
-    return TrainingDiverged("train.learning_rate", told, "lower it (or that of fine_tune)")
+    return TrainingDiverged(_RATE, told, "lower it (or that of fine_tune)")
 
 
 class _Run:

@@ -22,6 +22,8 @@ from workers.tuning.stored import fastest
 from workers.tuning.tuner import Tuner
 
 _PACKED = "_prepacked"
+_KEPT_LIBRARIES = 4
+"""The parent's and those of a round that are compared with it."""
 
 
 class NetworkLibraries:
@@ -42,6 +44,7 @@ class NetworkLibraries:
         self._gauge = gauge
         self._config = config
         self._scratch = scratch
+        self._used: list[Path] = []
 
     def build(self, trained: Trained, fraction: float | None = None) -> tuple[Path, str]:
         """The network's library with the fastest programs stored now, and its content key.
@@ -62,6 +65,7 @@ class NetworkLibraries:
         identities = [program.program_id for program in line_up.values()]
         key = content_key(trained.weights, trained.structure, fraction, identities)
         path = self._scratch / f"network-{key[:24]}.so"
+        self.make_room(path)
         if path.exists():
             return path, key
         weights = self._bundles.weights(trained, fraction)
@@ -85,6 +89,17 @@ class NetworkLibraries:
             )
         partial.rename(path)
         return path, key
+
+    def make_room(self, path: Path) -> None:
+        """Before a library is used: of those used earlier only the last few stay.
+
+        Each holds a network's weights: a search would fill a disk with them.
+        """
+        self._used = [*(earlier for earlier in self._used if earlier != path), path]
+        most = max(_KEPT_LIBRARIES, self._config.tune.finalists)
+        for earlier in self._used[:-most]:
+            earlier.unlink(missing_ok=True)
+        self._used = self._used[-most:]
 
     def chosen_inside(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
         """``attributed``, after each task's finalists were watched and the fastest there chosen.
@@ -138,19 +153,30 @@ class NetworkLibraries:
         return self._gauge.attribute(f"attribute:{occasion}:{key}", path, trained.info.input_shape)
 
     def compare(self, work: CompareWork) -> Compared:
-        """Measure two networks, paired and interleaved. Raises ``ProgramFailed``."""
+        """Measure two networks, paired and interleaved.
+
+        No comparison, but the reason, for a candidate that does not build or run; the reference
+        has done both before. Raises ``UserError`` as ``build`` where it does not build now.
+        """
         device_s = self._gauge.device_s
+        comparison, failed = None, ""
         reference, reference_key = self.build(work.reference)
-        candidate, candidate_key = self.build(work.candidate)
-        key = f"compare:{work.label}:{reference_key}:{candidate_key}"
         try:
+            candidate, candidate_key = self.build(work.candidate)
             comparison = self._gauge.compare(
-                key, reference, candidate, work.reference.info.input_shape
+                f"compare:{work.label}:{reference_key}:{candidate_key}",
+                reference,
+                candidate,
+                work.reference.info.input_shape,
             )
+        except UserError as error:
+            failed = str(error)
         except ProgramFailed as error:
-            raise ProgramFailed(f"a whole network did not run on the device: {error}") from error
+            failed = f"the whole network did not run on the device: {error}"
         self._gauge.release()
-        return Compared(comparison=comparison, device_s=self._gauge.device_s - device_s)
+        return Compared(
+            comparison=comparison, failed=failed, device_s=self._gauge.device_s - device_s
+        )
 
 
 def in_model(tuned: Tuned, functions: Sequence[str], found: Attribution) -> Tuned:
