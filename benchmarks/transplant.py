@@ -6,16 +6,18 @@ search for each.
 
 Each layer of resnet18 and mobilenet_v2 (as for 224x224 images) and vgg16_bn (32x32) is tuned in its
 direct form. Its fastest program is transplanted to layers with fewer output channels, and with
-fewer input channels, as the layer behind a pruned one has; each of those is searched afresh too. A
-width is called structure-preserving where it keeps the innermost factors of the program: the vector
+fewer input channels, as the layer behind a pruned one has; each of those is searched afresh too,
+all its trials, by a search that knows no program of the wider layer and no transplant. A width is
+called structure-preserving where it keeps the innermost factors of the program: the vector
 factor divides the output channels, or the innermost factor of the reduction divides the input
 channels. The three that are compared (the transplant's first variant, its best one, the fastest of
 the fresh search) are measured again at the end, in turns, and every transplant's output is compared
 with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is better.
 With ``--rows`` the rows are kept in a file of JSON lines, and given again it goes on with the
 layers that are not there yet, so that several machines may take some ``--layers`` each and one put
-their rows together (benchmarks/transplant.jsonl: those of RESULTS.md). With that, or with all
-layers, a picture is written to benchmarks/transplant.svg. The last line is JSON.
+their rows together. With that, or with all layers, a picture is written to
+benchmarks/transplant.svg. The last line is JSON. (benchmarks/transplant.jsonl has rows of an
+earlier form, whose searches began with what was measured of the transplants: they do not go on.)
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transplant_parts.layers import LAYERS, Layer
 from transplant_parts.picture import write_picture
+from transplant_parts.rows import Row, keep_rows, kept_rows, summary
 from workbench import TARGET, Workbench, workbench
 
 from device_agents.host_facts import cpu_model
@@ -48,34 +50,11 @@ PICTURE = Path(__file__).with_name("transplant.svg")
 _TURNS = 7
 
 
-@dataclass(frozen=True)
-class Row:
-    """One narrower layer, for one seed. Latencies in ms, costs in s."""
-
-    seed: int
-    layer: Layer
-    side: str
-    width: int
-    preserves: bool
-    first_ms: float
-    best_ms: float
-    fresh_ms: float
-    first_s: float
-    best_s: float
-    fresh_s: float
-
-    @property
-    def ratio(self) -> float:
-        """The best variant's latency over the fresh search's."""
-        return self.best_ms / self.fresh_ms
-
-
 class Bench:
     """Searches and transplants of one seed, on one workbench."""
 
-    def __init__(self, bench: Workbench, table: MemoryLedger, trials: int, variants: int) -> None:
+    def __init__(self, bench: Workbench, trials: int, variants: int) -> None:
         self._bench = bench
-        self._table = table
         self._count = trials
         self._variants = variants
 
@@ -84,21 +63,24 @@ class Bench:
         return self._bench.bundle(*layer.module(), by_tiles=False)
 
     def search(self, bundle: Bundle) -> tuple[Program, float]:
-        """The fastest program of a search, and what that took in seconds."""
-        began = time.monotonic()
-        work = TuneWork(
-            target=TARGET,
-            network=None,
-            trials_per_task=self._count,
-            added_trials=True,
-            modules=("0",),
-        )
-        self._bench.tuner.tune_bundle(work, bundle)
-        programs = self._table.programs([_main(bundle)], self._bench.trials.measured_as)
-        best = fastest([program for program in programs if program.source == "search"])
+        """The fastest program of a search, and what that took in seconds.
+
+        The search has a table of its own: it begins with nothing, and gets all its trials, however
+        little the last ones gained. Raises ``SystemExit`` where it had fewer, or none ran.
+        """
+        began, table = time.monotonic(), MemoryLedger()
+        work = TuneWork(target=TARGET, network=None, trials_per_task=self._count, modules=("0",))
+        tune = TuneConfig(min_trials_per_task=self._count)
+        with self._bench.with_table(table, tune) as bench:
+            bench.tuner.tune_bundle(work, bundle)
+        seconds = time.monotonic() - began
+        programs = table.programs([_main(bundle)], self._bench.trials.measured_as)
+        if len(programs) != self._count:
+            raise SystemExit(f"a search had {len(programs)} trials instead of {self._count}")
+        best = fastest(programs)
         if best is None:
             raise SystemExit("no program of the search ran")
-        return best, time.monotonic() - began
+        return best, seconds
 
     def transplant(
         self, parent: Program, bundle: Bundle, limit: int
@@ -137,6 +119,9 @@ class Bench:
             for name, program in there.items()
         ]
         libraries = bench.trials.build(trials).result()
+        failed = [library.error for library in libraries if library.error]
+        if failed:
+            raise SystemExit(f"a program that has run did not build again: {failed[0]}")
         gauge = bench.device.gauge
         runs: dict[str, list[float]] = {name: [] for name in there}
         with gauge.alone():
@@ -179,6 +164,7 @@ class Bench:
                 first_s,
                 best_s,
                 fresh_s,
+                self._count,
             )
             print(_line(row), flush=True)
             found.append(row)
@@ -209,21 +195,6 @@ def widths_of(layer: Layer, vector: int, reduction: int) -> list[tuple[str, int,
     ]
 
 
-def kept_rows(path: Path | None) -> list[Row]:
-    """The rows of earlier starts; none without a file."""
-    if path is None or not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [Row(**{**row, "layer": Layer(**row["layer"])}) for row in rows]
-
-
-def keep_rows(rows: Sequence[Row], path: Path | None) -> None:
-    """Append the rows of one layer."""
-    if path is not None:
-        with path.open("a") as file:
-            file.writelines(f"{json.dumps(asdict(row))}\n" for row in rows)
-
-
 def _main(bundle: Bundle) -> str:
     return next(task.task_id for task in bundle.table.tasks if task.kind != "other")
 
@@ -240,38 +211,6 @@ def _line(row: Row) -> str:
         f"{mark:>4} {row.side:<7}{row.width:>6} {row.best_ms:>14.4f}{row.first_ms:>10.4f}"
         f"{row.fresh_ms:>10.4f}{row.ratio:>7.2f}{row.best_s:>8.1f}{row.fresh_s:>9.1f}"
     )
-
-
-def summary(rows: Sequence[Row], quick: bool) -> dict[str, object]:
-    """Over the structure-preserving widths; of several seeds, the median of each pair first."""
-    keeping = [row for row in rows if row.preserves]
-    pairs: dict[tuple[Layer, str, float], list[float]] = {}
-    for row in keeping:
-        share = row.width / (row.layer.outputs if row.side == "output" else row.layer.inputs)
-        pairs.setdefault((row.layer, row.side, share), []).append(row.ratio)
-    ratios = [statistics.median(values) for values in pairs.values()]
-    medians = {
-        f"{side}, {'keeps' if preserves else 'breaks'}": _median(
-            [row.ratio for row in rows if (row.side, row.preserves) == (side, preserves)]
-        )
-        for side in ("output", "input")
-        for preserves in (True, False)
-    }
-    return {
-        "quick": quick,
-        "pairs": len(ratios),
-        "median_latency_ratio": _median(ratios),
-        "max_latency_ratio": max(ratios, default=math.nan),
-        "median_cost_ratio": _median([row.best_s / row.fresh_s for row in keeping]),
-        "first_variant_cost_ratio": _median([row.first_s / row.fresh_s for row in keeping]),
-        "slower_by_more_than_20_percent": sum(ratio > 1.2 for ratio in ratios),
-        "other_widths": sum(not row.preserves for row in rows),
-        "median_latency_ratios": medians,
-    }
-
-
-def _median(values: list[float]) -> float:
-    return round(statistics.median(values), 4) if values else math.nan
 
 
 def _layers(text: str) -> tuple[Layer, ...]:
@@ -302,19 +241,22 @@ def main() -> None:
     arguments = parse()
     print(f"{cpu_model()}, {arguments.trials} trials; * keeps the structure")
     print(_HEADER)
-    rows = kept_rows(arguments.rows)
+    rows = kept_rows(arguments.rows, arguments.trials)
     for row in rows:
         print(_line(row))
     for seed in range(arguments.seeds):
-        table = MemoryLedger()
-        tune = TuneConfig(min_trials_per_task=1, transplant_variants=arguments.variants)
         with (
             tempfile.TemporaryDirectory(prefix="cprune-transplant-") as folder,
             workbench(
-                table, Path(folder), tune, MeasureConfig(), threads=arguments.threads, seed=seed
+                MemoryLedger(),
+                Path(folder),
+                TuneConfig(),
+                MeasureConfig(),
+                threads=arguments.threads,
+                seed=seed,
             ) as bench,
         ):
-            own = Bench(bench, table, arguments.trials, arguments.variants)
+            own = Bench(bench, arguments.trials, arguments.variants)
             for layer in arguments.layers:
                 if not any((row.seed, row.layer) == (seed, layer) for row in rows):
                     found = own.rows(seed, layer)

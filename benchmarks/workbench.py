@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 from tvm.target import Target
@@ -39,6 +40,8 @@ class Workbench:
     trials: Trials
     tuner: Tuner
     folder: Path
+    open_tuning: Callable[[ProgramTable, TuneConfig, Path], tuple[Trials, Tuner]]
+    """With a table, how to search, and a folder for what is built."""
 
     def bundle(self, network: nn.Module, image: Tensor, *, by_tiles: bool = True) -> Bundle:
         """The network imported as a run imports it; ``by_tiles``: convolutions where that pays."""
@@ -47,6 +50,16 @@ class Workbench:
         relax = relax_network(program, self.target, forms)
         table = build_table(relax, self.target)
         return Bundle(relax, table.network, table.workloads)
+
+    @contextmanager
+    def with_table(self, table: ProgramTable, tune: TuneConfig) -> Iterator[Workbench]:
+        """The same device and builder, with a tuner that knows what ``table`` holds and no more."""
+        with TemporaryDirectory(dir=self.folder) as scratch:
+            trials, tuner = self.open_tuning(table, tune, Path(scratch))
+            try:
+                yield replace(self, trials=trials, tuner=tuner)
+            finally:
+                trials.close()
 
 
 @contextmanager
@@ -73,19 +86,25 @@ def workbench(
     builder = Builder(device.tvm_target, device.build_processes, cores, folder / "locks")
     target = target_of(device.tvm_target)
     space = ScheduleSpace(target)
-    trials = Trials(noting(builder), device.gauge, space, table, tune, folder, lambda: cold)
-    tuner = Tuner(
-        None,  # type: ignore[arg-type]  # every network is handed over imported
-        space,
-        trials,
-        device.gauge,
-        table,
-        tune,
-        seed,
-        lambda: cores.working(_CORES_WAIT_S),
-    )
+    program_builder = noting(builder)
+
+    def open_tuning(table: ProgramTable, tune: TuneConfig, scratch: Path) -> tuple[Trials, Tuner]:
+        trials = Trials(program_builder, device.gauge, space, table, tune, scratch, lambda: cold)
+        tuner = Tuner(
+            None,  # type: ignore[arg-type]  # every network is handed over imported
+            space,
+            trials,
+            device.gauge,
+            table,
+            tune,
+            seed,
+            lambda: cores.working(_CORES_WAIT_S),
+        )
+        return trials, tuner
+
+    trials, tuner = open_tuning(table, tune, folder)
     try:
-        yield Workbench(device, builder, target, space, trials, tuner, folder)
+        yield Workbench(device, builder, target, space, trials, tuner, folder, open_tuning)
     finally:
         trials.close()
         builder.close()

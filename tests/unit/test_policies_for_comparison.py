@@ -10,7 +10,12 @@ from driver_world import decisions, go
 from machine_world import World
 
 from orchestrator import machine
+from orchestrator.policies.base import View
+from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.ladder import Move, attempts_of, next_move
+from orchestrator.policies.netadapt import STEP, NetAdapt
+from orchestrator.policies.screen import Rejection
+from orchestrator.search_parts import rejected
 from orchestrator.states import (
     AnyState,
     Choosing,
@@ -23,7 +28,16 @@ from orchestrator.states import (
 )
 from schemas.config import PolicyName, RunConfig
 from schemas.network import Structure
-from schemas.work import Compared, CompareWork, PrepareWork, ScreenWork, TuneWork
+from schemas.work import (
+    Candidate,
+    Compared,
+    CompareWork,
+    Prepared,
+    PrepareWork,
+    Screened,
+    ScreenWork,
+    TuneWork,
+)
 
 LADDER = tuple(
     Structure(widths={"deep": 32 - 4 * rung, "flat": 48 - 4 * rung}) for rung in range(1, 8)
@@ -256,18 +270,113 @@ def test_the_originals_policy_tunes_every_task_again_for_every_candidate() -> No
     )
 
 
-def test_netadapt_takes_the_most_accurate_of_one_candidate_for_each_group() -> None:
+# ------------------------------------------------------------------------------ netadapt
+
+
+def netadapt_view(*decisions: Decision, calls_ms: dict[str, float] | None = None) -> View:
+    """``calls_ms``: what the layers take; as in the fake world where nothing is said."""
+    programs = fake_world.tuned(Structure(), "host")
+    if calls_ms:
+        tasks = {site.task_id: site.module or "" for site in programs.table.subgraphs}
+        latencies = tuple(
+            entry.model_copy(update={"latency_ms": calls_ms[tasks[entry.task_id]]})
+            for entry in programs.latencies
+        )
+        programs = programs.model_copy(update={"latencies": latencies})
+    return View(
+        search=fake_world.search(decisions=decisions),
+        ranking=rank_tasks(programs),
+        programs=programs,
+        prepared=Prepared(dense=fake_world.network(), groups=fake_world.groups()),
+        config=config("netadapt").prune,
+    )
+
+
+def saved(candidate: Candidate) -> float:
+    """The share of the latency that a candidate's cut saves in this world."""
+    before, after = (fake_world.tuned(s, "host") for s in (Structure(), candidate.structure))
+    return 1.0 - after.sum_ms / before.sum_ms
+
+
+def saving(candidate: Candidate, share: float) -> tuple[Candidate, Screened]:
+    """The candidate, measured to save this share of the latency."""
+    name = candidate.candidate_id
+    return candidate, Screened(
+        candidate_id=name, tuned=None, parent_ms=1.0, candidate_ms=1.0 - share
+    )
+
+
+def test_netadapt_cuts_each_group_as_far_as_the_step_asks_for_and_no_further() -> None:
+    found = NetAdapt().propose(netadapt_view()).candidates
+    assert [candidate.groups for candidate in found] == [(name,) for name in fake_world.LAYERS]
+    for candidate in found:
+        (name,), (width,) = candidate.groups, candidate.widths_after
+        wider = candidate.model_copy(update={"structure": Structure(widths={name: width + 1})})
+        assert saved(wider) < STEP <= saved(candidate)
+
+
+def test_netadapt_has_a_candidate_for_a_group_with_6_percent_of_the_latency() -> None:
+    calls_ms = {"stem": 3.0, "fragile": 3.0, "flat": 47.0, "deep": 46.0, "head": 1.0}
+    stem, *_ = NetAdapt().propose(netadapt_view(calls_ms=calls_ms)).candidates
+    assert (stem.groups, stem.widths_before, stem.widths_after) == (("stem",), (32,), (16,))
+
+
+def test_netadapt_leaves_a_group_out_that_cannot_save_the_step() -> None:
+    calls_ms = {"stem": 1.0, "fragile": 2.0, "flat": 50.0, "deep": 46.0, "head": 1.0}
+    proposal = NetAdapt().propose(netadapt_view(calls_ms=calls_ms))
+    assert [item.groups for item in proposal.candidates] == [("fragile",), ("flat",), ("deep",)]
+    (reason,) = proposal.passed_over
+    assert reason == "stem: no width is expected to save 3 ms"
+
+
+def test_netadapt_trains_all_that_were_measured_to_save_the_step() -> None:
+    slow, *fast = NetAdapt().propose(netadapt_view()).candidates
+    pairs = [saving(slow, 0.9 * STEP), *(saving(item, 1.1 * STEP) for item in fast)]
+    choice = NetAdapt().choose(pairs, config("netadapt").prune)
+    assert sorted(choice.chosen, key=fast.index) == fast and not choice.waiting
+    assert [rejection.candidate for rejection in choice.rejected] == [slow]
+
+
+def a_slow_candidate() -> tuple[list[Candidate], Decision]:
+    """The first round's candidates, and what is decided if the first one saves too little."""
+    state = World(config("netadapt")).until(Screening)
+    assert isinstance(state, Screening)
+    rejection = Rejection(candidate=state.candidates[0], reason="saves too little")
+    return list(state.candidates), rejected(state, rejection, config("netadapt"), not_faster=True)
+
+
+def test_netadapt_cuts_deeper_after_a_cut_that_saved_less_than_predicted() -> None:
+    (slow, *others), decision = a_slow_candidate()
+    deeper, *rest = NetAdapt().propose(netadapt_view(decision)).candidates
+    assert deeper.groups == slow.groups and deeper.widths_after < slow.widths_after
+    assert saved(deeper) >= 1.5 * saved(slow) and rest == others
+
+
+def test_netadapt_asks_for_the_step_alone_once_the_group_has_been_cut() -> None:
+    (first, *_), decision = a_slow_candidate()
+    slow = decision.model_copy(update={"candidate_id": "of an earlier network"})
+    taken = slow.model_copy(update={"accepted": True, "not_faster": False})
+    again, *_ = NetAdapt().propose(netadapt_view(slow, taken)).candidates
+    assert again == first
+
+
+def test_netadapt_takes_the_most_accurate_candidate_of_a_round() -> None:
     world, done, states = search("netadapt", min_width_fraction=0.5)
-    first = next(state for state in states if isinstance(state, Screening))
-    assert [candidate.groups for candidate in first.candidates] == [
-        (name,) for name in fake_world.LAYERS
-    ]
-    assert [c.widths_after[0] / c.widths_before[0] for c in first.candidates] == [0.875] * 4
     for state in states:
         compared = [w for w in machine.work_of(state, world.config) if isinstance(w, CompareWork)]
         assert len(compared) <= 1
-    rounds = {d.round: d for d in done.search.decisions if d.accepted}
-    assert rounds and done.search.accepted == len(rounds)
+    taken = [decision for decision in done.search.decisions if decision.accepted]
+    assert len({decision.round for decision in taken}) == len(taken) == done.search.accepted > 0
+    for decision in taken:
+        trained = [
+            other.val_accuracy
+            for other in done.search.decisions
+            if other.round == decision.round and other.val_accuracy is not None
+        ]
+        assert len(trained) > 1 and decision.val_accuracy == max(trained)
+
+
+# ---------------------------------------------------------------------- what is left out
 
 
 def test_without_transplants_candidates_are_searched() -> None:
