@@ -23,7 +23,13 @@ from orchestrator.reaper import MARK, start_reaper
 from orchestrator.store.base import Ledger, LedgerError
 from orchestrator.store.reader import LEDGER
 from orchestrator.store.sharing import sharing_of
-from orchestrator.table_actor import LedgerClient, TableClient, ray_expected, start_table
+from orchestrator.table_actor import (
+    LedgerClient,
+    TableClient,
+    ray_expected,
+    start_table,
+    this_node,
+)
 from schemas.config import RunConfig
 from schemas.work import Outcome, Work
 from workers.context import RunContext
@@ -75,6 +81,8 @@ class RayWorkers:
             context.config.fine_tune.max_parallel,
         )
         self._train: Any = None
+        # Elsewhere in a cluster, or after a start anew, it would be another device.
+        self._local = {target.name for target in context.config.targets if target.device == "local"}
 
     def submit(self, work: Work) -> Hashable:
         """A task for a training, a call of the target's actor for the rest."""
@@ -128,9 +136,12 @@ class RayWorkers:
 
             cluster: Any = ray
             actor = cluster.remote(concurrency_groups={"control": 1})(TuningActor)
-            self._actors[target] = actor.options(
-                num_cpus=0, max_restarts=0, max_task_retries=0
-            ).remote(self._context_json, target, self._table)
+            options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+            if target in self._local:
+                options["label_selector"] = this_node()
+            self._actors[target] = actor.options(**options).remote(
+                self._context_json, target, self._table
+            )
         return self._actors[target]
 
     def _finished(self, ref: Any) -> Finished:

@@ -24,6 +24,7 @@ from schemas.summary import (
     Summary,
     TargetSummary,
     TaskSummary,
+    WrongProgram,
 )
 from schemas.work import (
     Compared,
@@ -56,6 +57,7 @@ def summarise(record: RunRecord) -> Summary:
         versions=record.versions,
         synthetic_data=record.config.data.synthetic,
         phases_s=record.phases_s,
+        wrong_programs=_wrong_programs(record),
         targets=[_target(record, target) for target in known.values()],
     )
 
@@ -97,10 +99,13 @@ def work_of(record: RunRecord, target: TargetRecord) -> Iterator[WorkRecord]:
     Training belongs to no target by itself: the dense and the uniform network are every target's,
     and a fine-tuning is of those targets that decided upon it or ended with it.
     """
+    candidates = [step.candidate for step in target.steps]
     judged = {
-        content_key(step.candidate.parent.weights, step.candidate.structure)
-        for step in target.steps
+        content_key((item.trained_from or item.parent).weights, item.structure)
+        for item in candidates
     }
+    reached = [target.current, *(item.parent for item in candidates)]  # each may be trained further
+    judged |= {content_key(item.weights, item.structure) for item in reached if item is not None}
     kept = {network.weights for network in (target.current, target.final) if network is not None}
     alone = len(record.config.targets) == 1
     for item in record.work:
@@ -319,6 +324,22 @@ def _tuned_for(work: Sequence[WorkRecord], structure: Structure) -> Tuned | None
             ):
                 screened = item.outcome.tuned
     return screened
+
+
+def _wrong_programs(record: RunRecord) -> list[WrongProgram]:
+    """Those that this run measured; others' were never to be used."""
+    tuned = [found for item in record.work if (found := tuned_by(item)) is not None]
+    names = {task.task_id: task.name for found in tuned for task in found.table.tasks}
+    return [
+        WrongProgram(
+            task=names.get(program.task_id, program.task_id),
+            device_model=program.device_model,
+            error=program.error,
+            trace=program.trace,
+        )
+        for program in record.condemned
+        if not program.is_shared
+    ]
 
 
 def _models(item: WorkRecord) -> int:

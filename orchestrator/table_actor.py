@@ -44,15 +44,19 @@ class TableActor:
         return getattr(self._ledger, method)(*values)
 
 
+def this_node() -> dict[str, str]:
+    """The label selector of the machine that asks, for what has to stay there."""
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+
+
 def start_table(path: Path, sharing: Sharing | None = None) -> Any:
     """Start the actor on this node, where the files are. It comes back when its process is lost."""
-    node_id = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(TableActor)
     return actor.options(
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-        label_selector={"ray.io/node-id": node_id},
+        label_selector=this_node(),
     ).remote(str(path.absolute()), sharing)
 
 
@@ -186,6 +190,10 @@ class LedgerClient(TableClient, Ledger):
 
     def all_work(self) -> list[WorkRecord]:
         found: list[WorkRecord] = self._call("all_work")
+        return found
+
+    def condemned(self) -> list[Program]:
+        found: list[Program] = self._call("condemned")
         return found
 
     def keep_samples(self, device_model: str, target: str, samples: Sequence[Sample]) -> None:

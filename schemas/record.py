@@ -9,7 +9,7 @@ from pydantic import Field
 from schemas.base import Schema
 from schemas.config import RunConfig
 from schemas.network import Trained
-from schemas.table import Comparison
+from schemas.table import Comparison, Program
 from schemas.work import Candidate, Outcome, Work
 
 RunState = Literal["running", "done", "failed", "cancelled"]
@@ -77,4 +77,7 @@ class RunRecord(Schema):
     versions: dict[str, str]
     targets: tuple[TargetRecord, ...]
     work: tuple[WorkRecord, ...]
+    condemned: tuple[Program, ...] = Field(
+        default=(), description="Programs that computed something else than their task."
+    )
     events: tuple[EventRecord, ...]

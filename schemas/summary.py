@@ -157,6 +157,15 @@ class TargetSummary(Schema):
     stopped_by: str = Field(description="Why the search ended.")
 
 
+class WrongProgram(Schema):
+    """A program that was rejected because it computes something else than its task."""
+
+    task: str
+    device_model: str
+    error: str = Field(description="By how much its output differs.")
+    trace: str = Field(description="The schedule trace, as TVM writes it.")
+
+
 class Summary(Schema):
     """A run."""
 
@@ -174,5 +183,8 @@ class Summary(Schema):
     phases_s: dict[str, float] = Field(
         description="State -> seconds spent in it, summed over the targets: several are worked on "
         "at the same time, and their sum then exceeds wall_s."
+    )
+    wrong_programs: list[WrongProgram] = Field(
+        default_factory=list, description="Rejected by this run; none of them is in any network."
     )
     targets: list[TargetSummary]

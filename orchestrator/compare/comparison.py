@@ -64,8 +64,9 @@ def compare(
 ) -> list[MethodTable]:
     """Run what is not done yet, measure all final networks; the tables, one for each target.
 
-    Rows of other methods that ended before stay in the tables. Writes ``comparison.json``, ``.csv``
-    and ``.html`` into ``folder``. Given again, it goes on where it was.
+    Rows of other methods that ended before stay in the tables. Another method than ours that cannot
+    run has no row and is named with the reason. Writes ``comparison.json``, ``.csv`` and ``.html``
+    into ``folder``. Given again, it goes on where it was.
 
     Raises:
         ComparisonStopped: a run failed or was stopped, or no device answered at the end.
@@ -93,11 +94,13 @@ def compare(
     others = (name for name in (*BASELINES, *ABLATIONS) if name not in records)
     finished = [name for name in others if _has_ended(config_of(name), report)]
     records |= {name: _run(name, config_of(name), report) for name in finished}
-    records = {method: records[method] for method in (DENSE, *methods, *finished)}
+    not_run = {method: run.error for method, run in records.items() if run.state != "done"}
+    shown = (method for method in (DENSE, *methods, *finished) if method not in not_run)
+    records = {method: records[method] for method in shown}
     tables = []
     for target in base.targets:
         finals = _finals(records, folder, target, base, report)
-        table = table_of(records, target.name, finals, is_quick=is_quick)
+        table = table_of(records, target.name, finals, is_quick=is_quick, not_run=not_run)
         tables.append(table)
     write(tables, folder)
     return tables
@@ -133,6 +136,9 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     else:
         report(f"== {method}: {folder}")
         record = driver.run(config, folder, report=report)
+    if method not in (START, DENSE, OURS) and _cannot_run(record):
+        report(f"{method} gets no row: {record.error}")
+        return record
     if record.state != "done":
         told = f": {record.error}" if record.error else ""
         code = 130 if record.state != "failed" else 2 if record.wrong_input else 1
@@ -140,6 +146,13 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     if not (folder / PAGE).exists():
         write_report(record, folder)
     return record
+
+
+def _cannot_run(record: RunRecord) -> bool:
+    """Whether the method failed by what it was given, rather than that it was interrupted or that
+    a device or this machine failed."""
+    is_interrupted = any(target.state == "cancelled" for target in record.targets)
+    return record.state == "failed" and record.wrong_input and not is_interrupted
 
 
 def _has_ended(config: RunConfig, report: Report) -> bool:

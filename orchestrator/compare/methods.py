@@ -1,10 +1,10 @@
 """The methods that are compared: each is a run with settings of its own.
 
 All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
-of measured programs. Every final network gets twice the trials of the search for each of its own
-tasks. The dense one, to which all are compared, gets for each as many as the most tuned task of
-ours had, those of the programs it descends from included. Budgets are shared out between a
-network's tasks as in any run.
+of measured programs. Every final network gets twice the trials of the search times its tasks. The
+dense one, to which all are compared, gets as many times its tasks as the most tuned task of ours
+had, those of the programs it descends from included. They are pooled as in any run: each task gets
+``tune.min_trials_per_task``, the rest goes where it pays.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from orchestrator.compare.methods import ABLATIONS, DENSE, OURS
+from orchestrator.compare.methods import ABLATIONS, BASELINES, DENSE, OURS
 from orchestrator.report import drawing
 from orchestrator.report.html import (
     big,
@@ -16,7 +16,8 @@ from orchestrator.report.html import (
     section,
     table,
 )
-from schemas.comparison import MethodRow, MethodTable
+from orchestrator.wording import count
+from schemas.comparison import AtOurTime, Bound, MethodRow, MethodTable
 
 HEADINGS = (
     "method",
@@ -56,12 +57,33 @@ def headline(found: MethodTable) -> str:
     """What came out, in one line of plain text."""
     if found.speedup_over_dense is None:
         return "Methods compared"
-    told = f"{found.speedup_over_dense:.2f}x faster than the dense network"
+    told = f"{_faster(found.speedup_over_dense, found.speedup_bound)} than the dense network"
     if found.best_baseline is None or found.best_baseline_ratio is None:
         return told
-    ratio = found.best_baseline_ratio
-    how = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
-    return f"{told}, {how} than the best other method ({found.best_baseline})"
+    how = _faster(found.best_baseline_ratio, found.best_baseline_bound)
+    return f"{told}, {how} than {_best(found.best_baseline, found.best_of)}"
+
+
+def _faster(ratio: float, bound: Bound | None) -> str:
+    """How much faster or slower, at least or at most where it is a bound."""
+    is_faster = ratio >= 1
+    told = f"{ratio:.2f}x faster" if is_faster else f"{1 / ratio:.2f}x slower"
+    if bound == "open":
+        return f"{told} (limits ended both sides)"
+    if bound is None:
+        return told
+    return f"{'at least' if (bound == 'lower') == is_faster else 'at most'} {told}"
+
+
+def _best(best: str, run: Sequence[str]) -> str:
+    """The best other method, and of which where some were not run."""
+    others = [method for method in run if method != best]
+    if not others:
+        return f"the one other method run ({best})"
+    if len(run) == len(BASELINES):
+        return f"the best other method ({best})"
+    also = ", ".join(others)
+    return f"the best of the {len(run)} other methods run ({best}; the rest: {also})"
 
 
 def remarks(found: MethodTable) -> Iterator[str]:
@@ -86,24 +108,45 @@ def remarks(found: MethodTable) -> Iterator[str]:
             f"{', '.join(fallen)}. The validation images chose among many trained networks; with "
             "more of them the floor holds better."
         )
-    capped = [row.method for row in found.rows if row.capped and row.method != OURS]
+    for method, reason in found.not_run.items():
+        yield f"No row for {method}, which could not run: {reason}."
+    capped = [row.method for row in found.rows if row.capped]
     if capped:
         yield (
             f"Stopped by a limit before its own end: {', '.join(capped)}. What it would have "
-            "reached is not known."
+            "reached is not known: its speed-up is a lower bound, and by how much another method "
+            "is faster than it an upper one."
         )
     if found.measured_programs_ratio is not None and found.search_time_ratio is not None:
         yield (
-            "For each candidate decided, between the dense and the final tuning, ours measured "
-            f"{found.measured_programs_ratio:.3f} of the original's programs in "
-            f"{found.search_time_ratio:.2f} of its time."
+            "For each cut decided, with what it was trained further, between the dense and the "
+            f"final tuning, ours measured {found.measured_programs_ratio:.3f} of the original's "
+            f"programs in {found.search_time_ratio:.2f} of its time{_caps(found.cost_ratio_caps)}."
         )
-    at = found.original_at_our_time
-    if at is not None:
-        yield (
-            f"After our search time the original had decided on {at.decided} candidates, accepted "
-            f"{at.accepted} and reached {at.speedup:.2f}x over dense by its comparisons."
-        )
+    if found.original_at_our_time is not None:
+        yield _at_our_time(found.original_at_our_time)
+
+
+def _caps(caps: Mapping[str, int]) -> str:
+    """Where limits ended the searches whose cost is compared."""
+    if not caps:
+        return ""
+    told = " and ".join(f"{count(n, 'candidate')} of {method}" for method, n in caps.items())
+    return f", at a cap of {told}: averages up to there, no bounds"
+
+
+def _at_our_time(at: AtOurTime) -> str:
+    """Where the original stood after our search time, or when it was stopped before."""
+    stood = (
+        f"decided on {count(at.decided, 'candidate')}, accepted {at.accepted} and reached "
+        f"{at.speedup:.2f}x over dense by its comparisons"
+    )
+    if at.stopped_after_s is None:
+        return f"After our search time the original had {stood}."
+    return (
+        f"The original had searched for {duration(at.stopped_after_s)}, less than ours, when a "
+        f"limit stopped it. It had {stood}; where it would have stood after our time is not known."
+    )
 
 
 def cells(row: MethodRow) -> list[str]:
@@ -115,17 +158,23 @@ def cells(row: MethodRow) -> list[str]:
         row.method + ("" if row.meets_floor else " (below the floor)"),
         milliseconds(row.latency_ms),
         f"{row.fps:,.0f}",
-        f"{row.speedup:.2f}x",
+        f"{'>= ' if row.speedup_bound == 'lower' else ''}{row.speedup:.2f}x",
         percent(row.val_accuracy),
         test,
         big(row.macs),
         big(row.params),
-        f"{row.decided}" + (", capped" if row.capped else ""),
+        _candidates(row),
         f"{row.measured_programs:,}",
         duration(row.search_s),
         duration(row.device_s),
         duration(row.train_s),
     ]
+
+
+def _candidates(row: MethodRow) -> str:
+    """Those decided upon, with the cuts among them where they are fewer."""
+    cuts = f" ({count(row.cuts, 'cut')})" if row.cuts != row.decided else ""
+    return f"{row.decided}{cuts}{', capped' if row.capped else ''}"
 
 
 def console_table(found: MethodTable) -> tuple[list[str], list[list[str]]]:
@@ -154,8 +203,9 @@ def _table(found: MethodTable) -> list[str | None]:
         '<p class="muted">Every method started from the same dense weights, with the same '
         "fine-tuning recipe and floor, on the same device. Latencies are of the whole exported "
         "networks, measured in turns with the dense one after all runs had ended. Candidates: "
-        "decided upon. Programs: measured by the whole run. Search: between the dense and the "
-        "final tuning; device and training: of the whole run.</p>",
+        "decided upon, a further training of the same cut too. Programs: measured by the whole "
+        "run. Search: between the dense and the final tuning; device and training: of the whole "
+        "run.</p>",
         section(
             "Accuracy against latency",
             lambda palette: picture(found, palette),

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from orchestrator.compare.finals import Finals
 from orchestrator.compare.methods import ABLATIONS, DENSE, ORIGINAL, OURS
+from orchestrator.compare.searched import at_time, cuts_of, is_capped, search_programs, search_s
 from orchestrator.policies.gates import meets_floor
 from orchestrator.speedup import lower_bound
-from orchestrator.summary import exported_of, summarise, tuned_by, work_of
-from schemas.comparison import AtOurTime, MethodRow, MethodTable
-from schemas.record import RunRecord, StepRecord, TargetRecord, WorkRecord
-from schemas.work import (
-    Compared,
-    CompareWork,
-    Exported,
-    FineTuneWork,
-    ScreenWork,
-    TuneWork,
-    Work,
-)
+from orchestrator.summary import exported_of, summarise
+from schemas.comparison import Bound, MethodRow, MethodTable
+from schemas.record import RunRecord
+from schemas.work import Exported
 
 
 def table_of(
@@ -30,17 +22,18 @@ def table_of(
     finals: Finals | None,
     *,
     is_quick: bool,
+    not_run: Mapping[str, str] | None = None,
 ) -> MethodTable:
     """The comparison on one target, of finished runs by their methods. ``finals``: all rows
-    measured beside the dense one; without it each row's own run says how it compares."""
+    measured beside the dense one; without it each row's own run says how it compares. ``not_run``:
+    methods that could not run, with the reason."""
     rows = [_row(method, record, target, finals) for method, record in records.items()]
     ours = next((row for row in rows if row.method == OURS), None)
+    if ours is not None:
+        rows = [_beside(row, ours) for row in rows]
     original = next((row for row in rows if row.method == ORIGINAL), None)
-    rivals = [
-        row
-        for row in rows
-        if row.method not in (DENSE, OURS, *ABLATIONS) and row.meets_floor and ours is not None
-    ]
+    others = [row for row in rows if row.method not in (DENSE, OURS, *ABLATIONS)]
+    rivals = [row for row in others if row.meets_floor and ours is not None]
     best = max(rivals, key=lambda row: row.speedup, default=None)
     first = next(iter(records.values()))
     summaries = [
@@ -57,15 +50,28 @@ def table_of(
         simulated=any(summary.simulated for summary in summaries),
         synthetic_data=first.config.data.synthetic,
         speedup_over_dense=ours.speedup if ours else None,
+        speedup_bound=ours.speedup_bound if ours else None,
         best_baseline=best.method if best else None,
+        best_of=[row.method for row in others],
         best_baseline_ratio=_ratio_to(best, ours),
-        measured_programs_ratio=_per_candidate(ours, original, "search_programs"),
-        search_time_ratio=_per_candidate(ours, original, "search_s"),
+        best_baseline_bound=(
+            _bound(others_capped=any(row.capped for row in others), ours_capped=ours.capped)
+            if best and ours
+            else None
+        ),
+        measured_programs_ratio=_per_cut(ours, original, "search_programs"),
+        search_time_ratio=_per_cut(ours, original, "search_s"),
+        cost_ratio_caps=(
+            {row.method: row.decided for row in (ours, original) if row.capped}
+            if ours and original
+            else {}
+        ),
         original_at_our_time=(
             at_time(records[ORIGINAL], target, ours.search_s)
             if ours is not None and original is not None
             else None
         ),
+        not_run=dict(not_run or {}),
         rows=rows,
     )
 
@@ -88,6 +94,7 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
     if finals is not None and method not in (DENSE, OURS):
         beside_ours = finals.over_ours(method)
     state = next(item for item in record.targets if item.target == target)
+    capped = method != DENSE and is_capped(state)
     floor = summary.accuracy_floor or 0.0
     return MethodRow(
         method=method,
@@ -95,6 +102,7 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
         latency_ms=latency_ms,
         fps=record.config.input.batch_size / latency_ms * 1000.0,
         speedup=statistics.median(ratios),
+        speedup_bound=_bound(others_capped=False, ours_capped=capped),
         speedup_low=lower_bound(ratios, confidence),
         val_accuracy=exported.final.val_accuracy,
         test_accuracy=exported.final.test_accuracy,
@@ -106,75 +114,37 @@ def _row(method: str, record: RunRecord, target: str, finals: Finals | None) -> 
         least_trials=min(_trials(exported), default=0),
         most_trials=most_trials(exported),
         decided=len(state.steps),
+        cuts=cuts_of([step.candidate for step in state.steps]),
         trained=sum(step.val_accuracy is not None for step in state.steps),
         measured_programs=summary.measured_programs,
-        search_programs=_search_programs(record, state),
-        search_s=state.searched_s,
+        search_programs=search_programs(record, state),
+        search_s=search_s(record, state),
         wall_s=record.wall_s,
         device_s=summary.device_s,
         train_s=summary.train_s,
         stopped_by=state.stopped_by,
-        capped=method != DENSE and state.stopped_by.startswith("budget."),
+        capped=capped,
         ours_is_faster_by=statistics.median(beside_ours) if beside_ours else None,
         ours_is_faster_low=lower_bound(beside_ours, confidence) if beside_ours else None,
     )
 
 
-def at_time(record: RunRecord, target: str, seconds: float) -> AtOurTime:
-    """Where a run's search stood after so many seconds.
-
-    The seconds are those of its finished work since the dense network was tuned.
-    """
-    state = next(item for item in record.targets if item.target == target)
-    ended: dict[str, float] = {}
-    spent = 0.0
-    for item in work_of(record, state):
-        if not _is_search(item.work):
-            continue
-        spent += item.seconds
-        for step in state.steps:
-            if _is_about(item, step):
-                ended[step.candidate.candidate_id] = spent
-    in_time = [s for s in state.steps if ended.get(s.candidate.candidate_id, spent) <= seconds]
-    taken = [s.comparison for s in in_time if s.accepted and s.comparison is not None]
-    ratios = [
-        statistics.median(
-            before / after
-            for before, after in zip(found.reference_ms, found.candidate_ms, strict=True)
-        )
-        for found in taken
-    ]
-    return AtOurTime(
-        decided=len(in_time),
-        accepted=sum(step.accepted for step in in_time),
-        speedup=math.prod(ratios),
-    )
+def _beside(row: MethodRow, ours: MethodRow) -> MethodRow:
+    """The row, with what limits make of the figure by which ours is faster."""
+    if row.ours_is_faster_by is None:
+        return row
+    bound = _bound(others_capped=row.capped, ours_capped=ours.capped)
+    return row.model_copy(update={"ours_is_faster_bound": bound})
 
 
-def _is_about(item: WorkRecord, step: StepRecord) -> bool:
-    """Whether the work was done for the candidate of a step."""
-    work, candidate = item.work, step.candidate
-    if isinstance(work, ScreenWork):
-        return work.candidate.candidate_id == candidate.candidate_id
-    if isinstance(work, FineTuneWork):
-        same = work.parent.weights == candidate.parent.weights
-        return same and work.structure == candidate.structure
-    return isinstance(item.outcome, Compared) and item.outcome.comparison == step.comparison
-
-
-def _is_search(work: Work) -> bool:
-    """Whether the work lies between the dense and the final tuning."""
-    if isinstance(work, TuneWork):
-        return work.added_trials
-    return isinstance(work, ScreenWork | FineTuneWork | CompareWork)
-
-
-def _search_programs(record: RunRecord, state: TargetRecord) -> int:
-    return sum(
-        tuned.measured_programs
-        for item in work_of(record, state)
-        if (tuned := tuned_by(item)) is not None and _is_search(item.work)
-    )
+def _bound(*, others_capped: bool, ours_capped: bool) -> Bound | None:
+    """What others' latency over ours is where limits ended searches, each of which might have gone
+    on to a faster network."""
+    if others_capped and ours_capped:
+        return "open"
+    if others_capped:
+        return "upper"
+    return "lower" if ours_capped else None
 
 
 def most_trials(exported: Exported) -> int:
@@ -196,8 +166,8 @@ def _ratio_to(best: MethodRow | None, ours: MethodRow | None) -> float | None:
     return best.ours_is_faster_by or ours.speedup / best.speedup
 
 
-def _per_candidate(ours: MethodRow | None, original: MethodRow | None, field: str) -> float | None:
-    if ours is None or original is None or not ours.decided or not original.decided:
+def _per_cut(ours: MethodRow | None, original: MethodRow | None, field: str) -> float | None:
+    if ours is None or original is None or not ours.cuts or not original.cuts:
         return None
-    theirs = getattr(original, field) / original.decided
-    return float(getattr(ours, field) / ours.decided / theirs) if theirs else None
+    theirs = getattr(original, field) / original.cuts
+    return float(getattr(ours, field) / ours.cuts / theirs) if theirs else None

@@ -413,9 +413,26 @@ def _environment(record: RunRecord, summary: Summary) -> list[str | None]:
         f"<p>{duration(summary.wall_s)} of wall-clock time{starts}. State: "
         f"{escape(summary.state)}.</p>",
         table(["software and machine", "version"], versions) if versions else None,
+        _wrong_programs(summary),
         "<details><summary>Configuration, defaults included</summary>"
         f"<pre>{escape(resolved_yaml(record.config))}</pre></details>",
     ]
+
+
+def _wrong_programs(summary: Summary) -> str | None:
+    if not summary.wrong_programs:
+        return None
+    rows = [
+        f"<tr><td><code>{escape(program.task)}</code></td><td>{escape(program.device_model)}</td>"
+        f"<td>{escape(program.error)}<pre>{escape(program.trace)}</pre></td></tr>"
+        for program in summary.wrong_programs
+    ]
+    told = f"{count(len(rows), 'program')} computed something else than the task; none was used"
+    return (
+        f"<details><summary>{told}</summary>"
+        + table(["task", "device", "what was wrong, and the schedule trace"], rows)
+        + "</details>"
+    )
 
 
 def _network_name(record: RunRecord) -> str:

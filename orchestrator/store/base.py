@@ -140,6 +140,10 @@ class Ledger(ABC):
         """Replace a stored program by itself with its outputs checked."""
 
     @abstractmethod
+    def condemned(self) -> list[Program]:
+        """The programs, of whatever task and device, that computed something else."""
+
+    @abstractmethod
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
         """Programs stored for each of these tasks on one device model."""
 

@@ -101,6 +101,9 @@ class MemoryLedger(Ledger):
     def record_check(self, program: Program) -> None:
         self._programs[(program.program_id, program.device_model)] = program
 
+    def condemned(self) -> list[Program]:
+        return [program for program in self._programs.values() if program.is_condemned]
+
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
         found = self.programs(task_ids, device_model)
         return {

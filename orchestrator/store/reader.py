@@ -73,6 +73,7 @@ def record_of(ledger: Ledger) -> RunRecord:
         versions=info.versions,
         targets=tuple(target_record(states[name], by_key) for name in names if name in states),
         work=tuple(work),
+        condemned=tuple(ledger.condemned()),
         events=tuple(
             EventRecord(
                 sequence=event.sequence,

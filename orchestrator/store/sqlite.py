@@ -35,7 +35,7 @@ from orchestrator.store.sqlite_file import (
 )
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.table import Program, Sample
+from schemas.table import WRONG_RESULT, Program, Sample
 from schemas.work import Outcome, Work
 
 _CHUNK = 500  # parameters of one statement
@@ -228,6 +228,15 @@ class SqliteLedger(Ledger):
                 "UPDATE program SET program = ? WHERE program_id = ? AND device_model = ?",
                 (program.model_dump_json(), program.program_id, program.device_model),
             )
+
+    def condemned(self) -> list[Program]:
+        rows = self._all(
+            "SELECT program FROM program WHERE json_extract(program, '$.error') LIKE ? || '%' "
+            "ORDER BY ordinal",
+            WRONG_RESULT,
+        )
+        with self._errors():
+            return [Program.model_validate_json(row[0]) for row in rows]
 
     def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
         rows = self._among(

@@ -30,7 +30,7 @@ from orchestrator.store.sharing import Sharing, SharingLedger
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.transition import IllegalTransition
 from schemas.record import WorkRecord
-from schemas.table import Program, Sample
+from schemas.table import WRONG_RESULT, Program, Sample
 from schemas.work import FineTuneWork, PrepareWork, Work
 
 Open = Callable[[], Ledger]
@@ -149,6 +149,18 @@ class TestContract:
         assert len(ledger.programs(["task", "another"], "m")) == 3
         assert ledger.programs([], "m") == []
         assert ledger.trial_counts(["task", "none"], "m") == {"task": 2, "none": 0}
+
+    def test_programs_that_computed_something_else_are_found(self, ledger: Ledger) -> None:
+        wrong = program(2).model_copy(
+            update={"measurement": None, "error": f"{WRONG_RESULT}: differs by 1"}
+        )
+        slow = program(3).model_copy(update={"measurement": None, "error": "took too long"})
+        ledger.add_programs([program(1), program(2), slow])
+        assert ledger.condemned() == []
+        ledger.record_check(wrong)
+        assert ledger.condemned() == [wrong]
+        ledger.start("a", fake_world.config(targets=[{"name": "host"}]), "d", {})
+        assert record_of(ledger).condemned == (wrong,)
 
     def test_what_a_cost_model_begins_with_is_noted_once(self, ledger: Ledger) -> None:
         ledger.keep_samples("m", "t", [sample(2), sample(1)])

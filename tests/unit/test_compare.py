@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import driver_world
 import fake_world
@@ -18,27 +19,30 @@ from orchestrator import driver
 from orchestrator.compare import comparison
 from orchestrator.compare.comparison import ComparisonStopped, compare
 from orchestrator.compare.finals import Finals
-from orchestrator.compare.methods import (
-    BASELINES,
-    OURS,
-    Spent,
-    merged,
-    method_config,
-    quick,
-    with_trials,
-)
+from orchestrator.compare.methods import BASELINES, OURS, Spent
 from orchestrator.compare.page import console_table, headline, remarks, render
-from orchestrator.compare.rows import at_time, table_of
+from orchestrator.compare.rows import table_of
+from orchestrator.compare.searched import at_time, cuts_of, search_s
 from orchestrator.dispatch import Workers
+from orchestrator.policies.candidates import candidate_of
 from orchestrator.policies.retry import Failure
 from orchestrator.store.base import Ledger
 from orchestrator.store.reader import read_run
 from orchestrator.summary import exported_of
-from schemas.comparison import MethodTable
+from schemas.comparison import AtOurTime, MethodRow, MethodTable
 from schemas.config import RunConfig
+from schemas.network import Structure
 from schemas.record import RunRecord
 from schemas.table import Comparison
-from schemas.work import Exported, FineTuned, FineTuneWork, ScreenWork, TuneWork, Work
+from schemas.work import (
+    Exported,
+    FineTuned,
+    FineTuneWork,
+    PrepareWork,
+    ScreenWork,
+    TuneWork,
+    Work,
+)
 
 REPLAY = [{"name": "host", "device": "replay", "recording": "answers.jsonl"}]
 
@@ -139,15 +143,15 @@ def test_every_final_tuning_has_the_same_trials_and_the_dense_one_no_fewer_than_
         assert first.trials_per_task == 4
         wanted = ours.most_trials if method == "dense" else 8
         assert {work.trials_per_task for work in final} == {wanted}
-    own = [work for work in world.works(OURS, TuneWork) if not work.added_trials]
-    assert own[1].trials_per_task == 8
+    assert [w for w in world.works(OURS, TuneWork) if not w.added_trials][1].trials_per_task == 8
 
 
 def test_methods_of_one_ratio_get_as_many_candidates_as_ours(whole: Whole) -> None:
     world, table = whole
     ours = next(row for row in table.rows if row.method == OURS)
     for method in ("uniform-l1", "fpgm", "depgraph-global"):
-        assert world.record(method).config.prune.least_candidates == ours.trained > 0
+        prune = world.record(method).config.prune
+        assert prune.least_candidates == ours.trained > 0 and prune.least_train_s > 0
 
 
 def test_netadapt_gets_three_times_our_training(whole: Whole) -> None:
@@ -169,13 +173,46 @@ def test_the_original_ends_at_its_limit_and_is_said_to(whole: Whole) -> None:
     assert {work.by for work in world.works("cprune-original", ScreenWork)} == {"search_all"}
 
 
-def test_ratios_to_the_original_are_for_each_candidate(whole: Whole) -> None:
+def test_ratios_to_the_original_are_for_each_cut_and_say_at_which_cap(whole: Whole) -> None:
     _, table = whole
-    ours, original = (
-        next(row for row in table.rows if row.method == name) for name in (OURS, "cprune-original")
-    )
-    expected = (ours.search_programs / ours.decided) / (original.search_programs / original.decided)
+    ours, original = row_of(table, OURS), row_of(table, "cprune-original")
+    assert 0 < ours.cuts < ours.decided, "some were trained further"
+    expected = (ours.search_programs / ours.cuts) / (original.search_programs / original.cuts)
     assert table.measured_programs_ratio == pytest.approx(expected)
+    assert table.cost_ratio_caps == {"cprune-original": 3}
+    assert any("at a cap of 3 candidates of cprune-original" in told for told in remarks(table))
+
+
+def test_a_cut_that_is_trained_further_is_one_cut() -> None:
+    cut = functools.partial(candidate_of, "task", "name", groups=fake_world.groups())
+    dense, half = fake_world.network(), fake_world.network(Structure(widths={"deep": 16}))
+    first = cut(dense, cut={"deep": 16})
+    further = cut(dense, cut={"deep": 16}, trained_from=half, trained_further=1)
+    unscreened = cut(half, cut={"deep": 16})  # what is known of such a training in a ladder
+    assert cuts_of([first, further, unscreened]) == 1
+    assert cuts_of([first, cut(half, cut={"deep": 8}), cut(dense, cut={"deep": 8})]) == 3
+
+
+def test_the_long_training_after_the_last_step_is_search_time(whole: Whole) -> None:
+    record = whole[0].record("cprune-original")
+    state = record.targets[0]
+    ended = max(event.at for event in record.events if event.state == "proposing")
+    assert state.current is not None
+
+    def trained(seconds: float, finished_at: float, structure: Structure) -> RunRecord:
+        (last, *_) = (i for i in reversed(record.work) if isinstance(i.work, FineTuneWork))
+        assert isinstance(last.work, FineTuneWork)
+        work = last.work.model_copy(update={"parent": state.current, "structure": structure})
+        times = {"work": work, "seconds": seconds, "finished_at": finished_at}
+        others = tuple(item for item in record.work if item is not last)
+        return record.model_copy(update={"work": (*others, last.model_copy(update=times))})
+
+    same, narrower = state.current.structure, Structure(widths={"deep": 1})
+    assert search_s(trained(50.0, ended + 60.0, same), state) == state.searched_s + 50.0
+    assert search_s(trained(50.0, ended - 1.0, same), state) == state.searched_s
+    assert search_s(trained(50.0, ended + 60.0, narrower), state) == state.searched_s
+    row = table_of({OURS: trained(50.0, ended + 60.0, same)}, "host", None, is_quick=False).rows[0]
+    assert row.search_s == state.searched_s + 50.0
 
 
 def test_the_best_other_method_is_the_fastest_that_meets_the_floor(whole: Whole) -> None:
@@ -184,7 +221,61 @@ def test_the_best_other_method_is_the_fastest_that_meets_the_floor(whole: Whole)
     best = max(rivals, key=lambda row: row.speedup)
     assert table.best_baseline == best.method and table.speedup_over_dense is not None
     assert table.best_baseline_ratio == pytest.approx(table.speedup_over_dense / best.speedup)
-    assert best.method in headline(table)
+    assert f"the best other method ({best.method})" in headline(table)
+
+
+def test_where_not_all_were_run_the_best_is_said_to_be_the_best_of_those(whole: Whole) -> None:
+    world, _ = whole
+    records = {name: world.record(name) for name in ("dense", OURS, "fpgm", "uniform-l1")}
+    table = table_of(records, "host", None, is_quick=False)
+    assert table.best_of == ["fpgm", "uniform-l1"]
+    best, rest = sorted(table.best_of, key=lambda name: -row_of(table, name).speedup)
+    told = f"the best of the 2 other methods run ({best}; the rest: {rest})"
+    assert headline(table).endswith(told)
+    del records[rest]
+    alone = table_of(records, "host", None, is_quick=False)
+    assert headline(alone).endswith(f"than the one other method run ({best})")
+
+
+@pytest.mark.parametrize(
+    ("capped", "bound", "words"),
+    [
+        ((), None, "2.00x faster than the dense network, 1.60x faster than"),
+        (("netadapt",), "upper", "2.00x faster than the dense network, at most 1.60x faster"),
+        ((OURS,), "lower", "at least 2.00x faster than the dense network, at least 1.60x faster"),
+        ((OURS, "netadapt"), "open", "1.60x faster (limits ended both sides) than the best"),
+    ],
+)
+def test_ratios_at_a_limit_are_said_to_be_bounds(
+    whole: Whole, capped: tuple[str, ...], bound: str | None, words: str
+) -> None:
+    world, _ = whole
+    names = ("dense", OURS, "uniform-l1", "netadapt")
+    records = {
+        name: stopped_by(world.record(name), "budget.max_hours" if name in capped else "no step")
+        for name in names
+    }
+    finals = Finals(
+        key="k",
+        beside_dense={name: pairs(10.0, ms) for name, ms in zip(names[1:], (5, 8, 9), strict=True)},
+        beside_ours={"uniform-l1": pairs(5.0, 8.0), "netadapt": pairs(5.0, 9.0)},
+    )
+    table = table_of(records, "host", finals, is_quick=False)
+    assert table.best_baseline == "uniform-l1" and table.best_baseline_bound == bound
+    assert row_of(table, "netadapt").ours_is_faster_bound == bound
+    assert {row.method for row in table.rows if row.speedup_bound == "lower"} == set(capped)
+    assert words in headline(table) and words in render([table])
+    cells = {row[0]: row[2] for row in console_table(table)[1]}
+    assert {name for name, speedup in cells.items() if speedup.startswith(">= ")} == set(capped)
+    assert any("lower bound" in told for told in remarks(table)) == bool(capped)
+    line = table.model_dump(mode="json")
+    assert line["speedup_bound"] == ("lower" if OURS in capped else None)
+
+
+def test_of_a_slower_network_bounds_are_told_the_other_way_round(whole: Whole) -> None:
+    _, table = whole
+    slower = {"best_baseline_ratio": 0.8, "best_baseline_bound": "upper"}
+    assert "at least 1.25x slower" in headline(table.model_copy(update=slower))
 
 
 def test_rows_that_lose_too_much_on_the_test_images_are_named(whole: Whole) -> None:
@@ -226,6 +317,26 @@ def test_where_the_original_stood_after_a_time_counts_what_had_ended_by_then(who
     assert at_the_end.accepted == sum(step.accepted for step in steps)
 
 
+def test_what_the_original_would_have_reached_after_it_was_stopped_is_not_told(
+    whole: Whole,
+) -> None:
+    world, table = whole
+    record = world.record("cprune-original")
+    state = record.targets[0]
+    later = at_time(record, "host", state.searched_s + 1.0)
+    assert later.stopped_after_s == state.searched_s and later.decided == len(state.steps)
+    assert at_time(record, "host", state.searched_s / 2).stopped_after_s is None
+    by_itself = at_time(stopped_by(record, "no step is left"), "host", state.searched_s + 1.0)
+    assert by_itself.stopped_after_s is None
+
+    def told(found: AtOurTime) -> str:
+        return list(remarks(table.model_copy(update={"original_at_our_time": found})))[-1]
+
+    assert "stood after our time is not known" in told(later)
+    assert "had searched for" in told(later) and "After our search time" not in told(later)
+    assert told(by_itself).startswith("After our search time the original had decided on 3 cand")
+
+
 def test_a_comparison_that_is_done_does_nothing_more(
     whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +358,57 @@ def test_a_method_that_fails_stops_it_and_the_same_command_goes_on(world: World)
     assert stop.value.exit_code == 1
     world.fault = lambda work: None
     assert [row.method for row in world.go(methods).rows] == ["dense", *methods]
+
+
+def test_a_method_that_cannot_run_is_named_and_the_others_go_on(world: World) -> None:
+    methods = (OURS, "depgraph-global", "uniform-l1")
+    world.fault = lambda work: (
+        Failure(kind="user_error", message="prune.policy: the network is not understood")
+        if isinstance(work, PrepareWork) and [*world.workers][-1] == "depgraph-global"
+        else None
+    )
+    table = world.go(methods)
+    assert [row.method for row in table.rows] == ["dense", OURS, "uniform-l1"]
+    assert table.not_run == {"depgraph-global": "prune.policy: the network is not understood"}
+    told = "No row for depgraph-global, which could not run: prune.policy: the network is not"
+    assert any(remark.startswith(told) for remark in remarks(table))
+    assert told in (world.folder / "comparison.html").read_text()
+    (kept,) = json.loads((world.folder / "comparison.json").read_text())
+    assert kept["not_run"] == table.not_run
+    world.fault = lambda work: None
+    again = world.go(methods)
+    assert [row.method for row in again.rows] == ["dense", *methods] and again.not_run == {}
+
+
+def test_where_ours_cannot_run_there_is_nothing_to_compare(world: World) -> None:
+    world.fault = lambda work: (
+        Failure(kind="user_error", message="the loss became infinite")
+        if isinstance(work, FineTuneWork)
+        else None
+    )
+    with pytest.raises(ComparisonStopped, match=r"the run of ours .* infinite") as stop:
+        world.go((OURS, "uniform-l1"))
+    assert stop.value.exit_code == 2
+
+
+def test_a_method_that_is_interrupted_on_one_target_stops_it_though_another_cannot_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = comparison.driver.run
+
+    def interrupted(config: RunConfig, folder: Path, **given: Any) -> RunRecord:
+        record = run(config, folder, **given)
+        if config.run != "uniform-l1":
+            return record
+        states = [
+            record.targets[0].model_copy(update={"state": s}) for s in ("failed", "cancelled")
+        ]
+        change = {"state": "failed", "wrong_input": True, "targets": tuple(states)}
+        return record.model_copy(update=change)
+
+    monkeypatch.setattr(comparison.driver, "run", interrupted)
+    with pytest.raises(ComparisonStopped, match="uniform-l1"):
+        world.go((OURS, "uniform-l1"))
 
 
 def test_a_row_that_was_given_less_than_ours_took_since_begins_again(
@@ -317,45 +479,16 @@ def test_ablations_are_ours_with_parts_left_out(world: World) -> None:
     assert searched and all(work.by == "search" for work in searched)
 
 
-# ------------------------------------------------------------------------- configurations
+# -------------------------------------------------------------------------------- helpers
 
 
-def test_a_methods_settings_replace_those_of_the_configuration(tmp_path: Path) -> None:
-    config = base(budget={"max_rounds": 2, "max_hours": 1.0})
-    original = method_config(config, "cprune-original", tmp_path, original_candidates=5)
-    assert (original.prune.step_accuracy_ratio, original.prune.step_latency_ratio) == (0.995, 0.99)
-    assert original.prune.min_width_fraction == 0.2
-    assert original.budget.max_rounds == 5 and original.budget.max_hours > 1000
-    spent = Spent(most_trials=50)
-    tuned = {name: method_config(config, name, tmp_path, ours=spent).tune for name in BASELINES}
-    assert {tune.final_trials_per_task for tune in tuned.values()} == {8}
-    dense = method_config(config, "dense", tmp_path, ours=spent).tune
-    assert dense.final_trials_per_task == 50
-    netadapt = method_config(config, "netadapt", tmp_path, ours=Spent())
-    assert netadapt.budget.max_gpu_hours, "ours may have trained nothing"
-    ours = method_config(config, OURS, tmp_path)
-    assert ours.budget.max_rounds == 2 and ours.prune == config.prune
+def row_of(table: MethodTable, method: str) -> MethodRow:
+    return next(row for row in table.rows if row.method == method)
 
 
-def test_the_quick_form_is_smaller_in_everything() -> None:
-    config = base(data={"name": "drawn"}, fine_tune={"short_epochs": 4, "long_epochs": 9})
-    small = quick(config)
-    assert small.data.arguments["train"] == 4000
-    assert small.fine_tune.short_epochs == 1 and small.fine_tune.long_epochs == 4
-    assert small.tune.trials_per_task == 8 and small.budget.max_rounds == 20
-
-
-def test_trials_are_one_setting() -> None:
-    tune = with_trials(base(), 70).tune
-    assert tune.trials_per_task == 70 and tune.min_trials_per_task == 16
-    assert with_trials(base(), 4).tune.min_trials_per_task == 4
-
-
-def test_sections_are_merged_and_values_replaced() -> None:
-    assert merged({"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 3}, "d": {"e": 1}}) == {
-        "a": {"b": 3, "c": 2},
-        "d": {"e": 1},
-    }
+def stopped_by(record: RunRecord, why: str) -> RunRecord:
+    targets = tuple(item.model_copy(update={"stopped_by": why}) for item in record.targets)
+    return record.model_copy(update={"targets": targets})
 
 
 def pairs(reference_ms: float, candidate_ms: float) -> Comparison:

@@ -15,12 +15,16 @@ import synthetic_record
 
 from orchestrator import results
 from orchestrator.report import summary_text
+from orchestrator.report.page import render
 from orchestrator.speedup import in_words, lower_bound
-from orchestrator.summary import summarise, summary_schema
-from schemas.record import RunRecord
+from orchestrator.summary import summarise, summary_schema, work_of
+from schemas.network import Structure
+from schemas.record import RunRecord, WorkRecord
+from schemas.table import SHARED_BATCH, WRONG_RESULT, Program
 from schemas.work import (
     Exported,
     FineTuned,
+    FineTuneWork,
     Prepared,
     Screened,
     Tuned,
@@ -96,6 +100,48 @@ def with_ratios(*ratios: float, dense_ms: float = 1.0, final_ms: float = 1.0) ->
             item = item.model_copy(update={"outcome": outcome.model_copy(update=changes)})
         work.append(item)
     return record.model_copy(update={"work": tuple(work)})
+
+
+def test_programs_that_computed_something_else_are_told_with_their_traces() -> None:
+    record = synthetic_record.record()
+    (tuned, *_) = [item.outcome for item in record.work if isinstance(item.outcome, Tuned)]
+    task = tuned.table.tasks[0]
+    wrong = Program(
+        program_id="wrong",
+        task_id=task.task_id,
+        device_model="phone-4t",
+        trace="[the trace]",
+        source="search",
+        measurement=None,
+        error=f"{WRONG_RESULT}: differs by 1",
+    )
+    others = wrong.model_copy(update={"program_id": "of another run", "batch": SHARED_BATCH})
+    record = record.model_copy(update={"condemned": (wrong, others)})
+    summary = summarise(record)
+    (told,) = summary.wrong_programs
+    assert (told.task, told.device_model, told.trace) == (task.name, "phone-4t", "[the trace]")
+    assert told.error == "wrong result: differs by 1"
+    page = render(record, summary)
+    assert "1 program computed something else" in page and "[the trace]" in page
+
+
+def test_a_training_that_goes_on_counts_for_the_target_that_asked_for_it() -> None:
+    record = synthetic_record.record()
+    target = record.targets[0]
+    step = next(step for step in target.steps if step.val_accuracy is not None)
+    lost = fake_world.network(step.candidate.structure, 0.5)
+    further = step.candidate.model_copy(update={"trained_from": lost, "trained_further": 1})
+    works = [
+        FineTuneWork(parent=parent, structure=parent.structure, epochs=9, learning_rate=0.1)
+        for parent in (lost, step.candidate.parent, fake_world.network(Structure(), 0.4))
+    ]
+    outcome = FineTuned(network=fake_world.network(Structure(), 0.45))
+    done = [WorkRecord(work=w, outcome=outcome, seconds=1.0, finished_at=0.0) for w in works]
+    steps = (*target.steps, step.model_copy(update={"candidate": further}))
+    two = record.config.model_copy(update={"targets": [*record.config.targets] * 2})
+    record = record.model_copy(update={"work": (*record.work, *done), "config": two})
+    own = work_of(record, target.model_copy(update={"steps": steps}))
+    assert [item.work for item in own if item in done] == works[:2]
 
 
 def test_a_run_that_accepted_no_step_has_no_speedup() -> None:

@@ -56,7 +56,7 @@ def global_ladder(
                 "prune.policy",
                 "Torch-Pruning's global pruning does not understand the network "
                 f"({type(error).__name__}: {error})",
-                "use another policy; in a comparison name the other methods with --method",
+                "use another policy",
             ) from error
         prunable = [group for group in groups if group.prunable]
         found: list[Structure] = []

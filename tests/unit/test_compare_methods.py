@@ -1,0 +1,79 @@
+"""The configurations of the methods that are compared."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import fake_world
+import pytest
+
+from orchestrator.compare.methods import (
+    BASELINES,
+    OURS,
+    Spent,
+    merged,
+    method_config,
+    quick,
+    with_trials,
+)
+from orchestrator.configuration import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_methods_settings_replace_those_of_the_configuration(tmp_path: Path) -> None:
+    config = fake_world.config(budget={"max_rounds": 2, "max_hours": 1.0})
+    original = method_config(config, "cprune-original", tmp_path, original_candidates=5)
+    assert (original.prune.step_accuracy_ratio, original.prune.step_latency_ratio) == (0.995, 0.99)
+    assert original.prune.min_width_fraction == 0.2
+    assert original.budget.max_rounds == 5 and original.budget.max_hours > 1000
+    spent = Spent(most_trials=50)
+    tuned = {name: method_config(config, name, tmp_path, ours=spent).tune for name in BASELINES}
+    assert {tune.final_trials_per_task for tune in tuned.values()} == {8}
+    dense = method_config(config, "dense", tmp_path, ours=spent).tune
+    assert dense.final_trials_per_task == 50
+    netadapt = method_config(config, "netadapt", tmp_path, ours=Spent())
+    assert netadapt.budget.max_gpu_hours, "ours may have trained nothing"
+    ours = method_config(config, OURS, tmp_path)
+    assert ours.budget.max_rounds == 2 and ours.prune == config.prune
+
+
+def test_the_quick_form_is_smaller_in_everything() -> None:
+    config = fake_world.config(
+        data={"name": "drawn"}, fine_tune={"short_epochs": 4, "long_epochs": 9}
+    )
+    small = quick(config)
+    assert small.data.arguments["train"] == 4000
+    assert small.fine_tune.short_epochs == 1 and small.fine_tune.long_epochs == 4
+    assert small.tune.trials_per_task == 8 and small.budget.max_rounds == 20
+
+
+def test_trials_are_one_setting() -> None:
+    tune = with_trials(fake_world.config(), 70).tune
+    assert tune.trials_per_task == 70 and tune.min_trials_per_task == 16
+    assert with_trials(fake_world.config(), 4).tune.min_trials_per_task == 4
+
+
+@pytest.mark.parametrize("path", ["examples/compare.yaml", "docs/comparing.md"])
+def test_the_settings_for_other_data_that_are_documented_leave_nothing_of_the_drawn_ones(
+    path: str,
+) -> None:
+    lines = [line for line in (ROOT / path).read_text().splitlines() if "--set 'data=" in line]
+    assert lines
+    for line in lines:
+        words = shlex.split(re.sub(r" \(see .*", "", line[line.index("--set") :]))
+        assert words[::2] == ["--set"] * (len(words) // 2)
+        config = load_config(ROOT / "examples" / "compare.yaml", words[1::2], environ={})
+        assert config.run != "compare-resnet18", "the drawn data's folder stays its own"
+        assert config.data.name in ("cifar10", "imagefolder") and config.data.root == "FOLDER"
+        assert config.data.arguments == {}, "they are refused"
+        assert config.model.arguments == {} or "torchvision" not in config.model.name
+
+
+def test_sections_are_merged_and_values_replaced() -> None:
+    assert merged({"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 3}, "d": {"e": 1}}) == {
+        "a": {"b": 3, "c": 2},
+        "d": {"e": 1},
+    }
