@@ -75,6 +75,10 @@ def name_checks(config: RunConfig) -> Iterator[Check]:
     yield _named("data.name", config.data.name, DATA_SETS)
     if config.metric not in ("top1", "top5"):
         yield _reference_check("metric", config.metric)
+    prune = config.prune
+    if prune.latency_target_ms is not None and prune.policy in ("uniform", "global"):
+        told = f"prune.policy {prune.policy} measures nothing before it has ended, so it cannot aim"
+        yield _wrong("prune.latency_target_ms", told, "leave it out or use another policy")
 
 
 def _model_check(name: str) -> Check:

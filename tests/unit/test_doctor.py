@@ -99,6 +99,11 @@ PHONE = {
         ({"targets": [{"tvm_target": {}}]}, "targets[0].tvm_target", "has no kind"),
         ({"targets": [PHONE]}, "targets[0].tvm_target", "write aarch64-linux-android"),
         ({"targets": [{"threads": 999}]}, "target host", "set threads to at most"),
+        (
+            {"prune": {"policy": "uniform", "max_accuracy_drop": 0.1, "latency_target_ms": 1.0}},
+            "prune.latency_target_ms",
+            "leave it out or use another policy",
+        ),
     ],
 )
 def test_names_that_lead_nowhere_are_wrong_input(
