@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.cprune-installed
 NEEDED_GB := 9
 
-.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling bench-verdicts bench-cost-model compare setup
+.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling bench-verdicts bench-cost-model bench-networks compare setup
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(STAMP)
@@ -54,6 +54,9 @@ bench-verdicts: $(STAMP)
 
 compare: $(STAMP)
 	$(PYTHON) benchmarks/compare.py $(ARGS)
+
+bench-networks: $(STAMP)
+	$(PYTHON) benchmarks/networks.py $(ARGS)
 
 bench-cost-model: $(STAMP)
 	$(PYTHON) benchmarks/cost_model.py $(ARGS)

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.policies.base import View
 from orchestrator.policies.call_costs import CallCosts
-from orchestrator.policies.candidates import candidate_of, open_groups
+from orchestrator.policies.candidates import candidate_of, groups_behind, open_groups
 from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
-from schemas.network import Sensitivity, Structure
+from schemas.network import ChannelGroup, Sensitivity, Structure
 from schemas.work import Candidate
 
 NAME = "the whole network"
@@ -46,8 +46,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     dense = {group.group_id: group.channels for group in groups}
     if not view.sensitivities:
         return []
-    prunable = [group for group in groups if group.prunable]
-    found, _ = open_groups(prunable, current.structure, view.programs, view.config)
+    found, _ = open_groups(_cuttable(view), current.structure, view.programs, view.config)
     widths = _widths(view, current.structure)
     sites = Sites(view.programs, groups, widths, CallCosts(view.samples))
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
@@ -61,6 +60,16 @@ def whole_cuts(view: View) -> list[Candidate]:
                 break
             share = math.sqrt(share)
     return list(made.values())
+
+
+def _cuttable(view: View) -> list[ChannelGroup]:
+    """The groups that can be pruned; for an ablation only the first one behind each task."""
+    groups, config = view.prepared.groups, view.config
+    if "associated" not in config.without:
+        return [group for group in groups if group.prunable]
+    behind = (groups_behind(task.task_id, view.programs, groups, config) for task in view.ranking)
+    first = {group.group_id for found in behind for group in found}
+    return [group for group in groups if group.group_id in first]
 
 
 def needs_recovery(view: View) -> bool:

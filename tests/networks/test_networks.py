@@ -12,12 +12,13 @@ alone, 80 % hold too, but for networks that shuffle channels: of their units the
 convolutions are cut in what they write, and the last one in what it reads. Both are printed.
 
 Two trials are had for each task of the chosen groups, and none for the others: those run as the
-compiler leaves them.
+compiler leaves them. ``benchmarks/networks.py`` has larger images and more trials.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ from workers.tuning.screening import Screener
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
 
-SIZE, CLASSES, TRIALS = 64, 10, 2
+SIZE = int(os.environ.get("CPRUNE_NETWORKS_SIZE", "64"))
+TRIALS = int(os.environ.get("CPRUNE_NETWORKS_TRIALS", "2"))
+CLASSES = 10
 LEAST_SHARE, TOLERANCE = 0.8, 1e-3
 REGROUPED = "its channels are regrouped"
 BOTTLENECK = {"plain", "residual", "depthwise"}

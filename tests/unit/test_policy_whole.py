@@ -89,6 +89,25 @@ def test_widths_keep_the_programs_structure_and_half_of_each_group() -> None:
             assert width % UNIT == 0 and width >= fake_world.LAYERS[group] / 2
 
 
+def test_without_associated_groups_only_the_first_behind_each_task_gives() -> None:
+    seen = view()
+    (stem, other) = (
+        next(site.task_id for site in seen.programs.table.subgraphs if site.module == name)
+        for name in ("stem", "fragile")
+    )
+    subgraphs = tuple(
+        site.model_copy(update={"task_id": stem}) if site.task_id == other else site
+        for site in seen.programs.table.subgraphs
+    )
+    table = seen.programs.table.model_copy(update={"subgraphs": subgraphs})
+    programs = seen.programs.model_copy(update={"table": table})
+    config = seen.config.model_copy(update={"without": ["associated"]})
+    alone = replace(seen, programs=programs, ranking=rank_tasks(programs), config=config)
+    together = replace(alone, config=seen.config)
+    assert "fragile" in whole_cuts(together)[0].groups
+    assert all("fragile" not in candidate.groups for candidate in whole_cuts(alone))
+
+
 def test_groups_give_where_most_latency_goes_for_least_loss() -> None:
     _, weak = whole_cuts(view(losses={"stem": 1.0, "fragile": 1e3, "flat": 1.0, "deep": 1.0}))
     assert "fragile" not in weak.structure.widths
