@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,30 @@ def test_added_trials_are_counted_from_what_is_there(
     assert trials(table, tuned) == {FIRST: 4}
     assert restarted(worker).tune(more).latencies == tuned.latencies
     assert trials(table, tuned) == {FIRST: 4} and len(set(asked)) == len(asked)
+
+
+def test_a_round_is_measured_while_the_next_is_searched(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second search waits until the first round's programs are being measured."""
+    begun, tasks, waited = threading.Event(), set[str](), []
+    measure, propose = worker._trials.measure, Search.propose
+
+    def measuring(*values: Any, **named: Any) -> list[Program]:
+        begun.set()
+        return measure(*values, **named)
+
+    def searching(search: Search, workload: Workload, *values: Any) -> Any:
+        if workload.task.task_id not in tasks and tasks:
+            waited.append(begun.wait(timeout=60.0))
+        tasks.add(workload.task.task_id)
+        return propose(search, workload, *values)
+
+    monkeypatch.setattr(worker._trials, "measure", measuring)
+    monkeypatch.setattr(Search, "propose", searching)
+    tuned = restarted(worker).tune(tune_work(2, FIRST, SECOND))
+    assert waited == [True]
+    assert trials(table, tuned) == {FIRST: 2, SECOND: 2}
 
 
 @pytest.mark.parametrize("stored", [1, 5])

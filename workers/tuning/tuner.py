@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ _UNTUNED = "[[],[]]"
 
 @dataclass
 class _Round:
-    """A round in flight: its programs are being built."""
+    """A round in flight: its programs are being built, then ``measured`` in the background."""
 
     progress: TaskProgress
     workload: Workload
@@ -39,6 +39,7 @@ class _Round:
     trials: list[Trial]
     missing: list[Trial]
     libraries: Future[list[Library]]
+    measured: Future[list[Program]] | None = None
 
 
 class Tuner:
@@ -122,7 +123,8 @@ class Tuner:
     def search(self, work: TuneWork, bundle: Bundle) -> None:
         """The trials of ``work``, without a look at what the fastest programs compute.
 
-        Round after round, as the schedule has it; one is built while the next is searched.
+        Round after round, as the schedule has it; one is built and measured while the next is
+        searched. (On cores that both need, they take turns.)
 
         ``known`` holds what a round may know: what was stored before this work, and its own rounds
         before that one. So a round proposes the same programs when the work is taken up again.
@@ -132,30 +134,13 @@ class Tuner:
         budget = Budget(work, bundle.table, known, self._config.min_trials_per_task)
         schedule = Schedule(budget.progress(), budget.total(), self._config.round_size)
         began, device_s = time.monotonic(), self._gauge.device_s
-        in_flight: _Round | None = None
-        number = 0
-        while True:
-            spent = self._time_is_spent(time.monotonic() - began, self._gauge.device_s - device_s)
-            following = None if spent else schedule.next_round()
-            if in_flight is not None and (following is None or following[0] is in_flight.progress):
-                self._finish(in_flight, known, done)
-                in_flight = None
-                continue  # what it brought may change who is next
-            if following is None:
-                break
-            progress, count = following
-            number += 1
-            batch = f"{prefix}{progress.task_id[:16]}/{number}"
-            started = self._start(bundle, progress, known, done, batch, count)
-            if started is None:
-                progress.exhausted = True
-                continue
-            progress.started += len(started.trials)  # a round may find fewer
-            if in_flight is not None:
-                self._finish(in_flight, known, done)
-            in_flight = started
+
+        def is_spent() -> bool:
+            return self._time_is_spent(time.monotonic() - began, self._gauge.device_s - device_s)
+
+        self._rounds(bundle, schedule, known, done, prefix, is_spent)
         for progress in schedule.tasks:
-            if self._time_is_spent(time.monotonic() - began, self._gauge.device_s - device_s):
+            if is_spent():
                 break
             if budget.wants(progress.task_id):
                 self._take_over(bundle, progress, known, done, prefix)
@@ -167,6 +152,42 @@ class Tuner:
             if budget.wants(task_id) and fastest(known[task_id]) is None:
                 self._measure_untuned(bundle.workloads[task_id], done, prefix)
         self._gauge.release()
+
+    def _rounds(
+        self,
+        bundle: Bundle,
+        schedule: Schedule,
+        known: dict[str, list[Program]],
+        done: dict[str, Program],
+        prefix: str,
+        is_spent: Callable[[], bool],
+    ) -> None:
+        in_flight: _Round | None = None
+        number = 0
+        with ThreadPoolExecutor(1, thread_name_prefix="measures") as background:
+            while True:
+                following = None if is_spent() else schedule.next_round()
+                awaited = in_flight is not None and (
+                    following is None or following[0] is in_flight.progress
+                )
+                if in_flight is not None and awaited:
+                    self._finish(in_flight, known, done)
+                    in_flight = None
+                    continue  # what it brought may change who is next
+                if following is None:
+                    return
+                progress, count = following
+                number += 1
+                batch = f"{prefix}{progress.task_id[:16]}/{number}"
+                started = self._start(bundle, progress, known, done, batch, count)
+                if started is None:
+                    progress.exhausted = True
+                    continue
+                progress.started += len(started.trials)  # a round may find fewer
+                if in_flight is not None:
+                    self._finish(in_flight, known, done)
+                started.measured = background.submit(self._measure, started)
+                in_flight = started
 
     def _time_is_spent(self, wall_s: float, device_s: float) -> bool:
         limits = ((wall_s, self._config.max_s), (device_s, self._config.max_device_s))
@@ -236,12 +257,15 @@ class Tuner:
             batch = f"{prefix}{task_id[:16]}/sibling"
             self._finish(self._building(progress, workload, batch, proposals, done), known, done)
 
+    def _measure(self, current: _Round) -> list[Program]:
+        libraries = current.libraries.result()
+        return self._trials.measure(current.workload, current.missing, libraries, current.batch)
+
     def _finish(
         self, current: _Round, known: dict[str, list[Program]], done: dict[str, Program]
     ) -> None:
-        measured = self._trials.measure(
-            current.workload, current.missing, current.libraries.result(), current.batch
-        )
+        found = current.measured
+        measured = self._measure(current) if found is None else found.result()
         done |= {program.program_id: program for program in measured}
         task_id = current.workload.task.task_id
         programs = [done[trial.program_id] for trial in current.trials]
