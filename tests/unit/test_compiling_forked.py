@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +66,27 @@ def hang() -> dict[str, Any]:
 
 def fail() -> dict[str, Any]:
     raise ValueError("first\n\nlast line")
+
+
+def test_temporary_files_are_gone_with_their_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def writes(then: Job) -> Job:
+        def job() -> dict[str, Any]:
+            folder = Path(tempfile.mkdtemp())
+            (folder / "lib.o").write_text("half of it")
+            linker = subprocess.run(["mktemp"], capture_output=True, text=True, check=True)
+            assert folder.parent == Path(linker.stdout).parent != tmp_path
+            return then()
+
+        return job
+
+    jobs = [writes(then) for then in (crash, hang, fail, number(1))]
+    found = run(*jobs, timeout_s=1.0)
+    assert ["error" in result for result in found] == [True, True, True, False]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:

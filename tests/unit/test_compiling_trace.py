@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from workers.compiling.trace import (
     factors_of_loop,
+    neighbours,
     resplits,
     search_part,
     tiles_of,
@@ -74,6 +75,21 @@ def parallel(value: int) -> str:
     own[0].insert(-2, ["Annotate", ["b2", 16], ["meta_schedule.unroll"], []])
     own[1] = [[index + (index >= 2) + 2 * (index >= 10), value] for index, value in own[1]]
     return json.dumps(own)
+
+
+def test_neighbours_differ_in_one_decision_besides_the_tiles() -> None:
+    own = json.loads(trace())
+    own[0][8][2] = [[0, 16, 64], [0.4, 0.3, 0.3]]
+    own[1] = [[index, 1 if index == 8 else value] for index, value in own[1]]
+    own[0].insert(9, ["SampleComputeLocation", ["b1"], [], ["v14"]])
+    own[1] = [[index + (index >= 9), value] for index, value in own[1] if index < 10] + [[9, 3]]
+    before = dict(json.loads(search_part(json.dumps(own)))[1])
+    changes = []
+    for text in neighbours(json.dumps(own)):
+        after = dict(json.loads(text)[1])
+        changes += [(index, after[index]) for index in before if after[index] != before[index]]
+        assert factors(text) == factors(trace())
+    assert changes == [(8, 0), (8, 2), (9, 4), (9, 2)]
 
 
 def test_a_program_without_threads_keeps_its_other_decisions() -> None:

@@ -1,7 +1,8 @@
 """Running each job in a forked child of a warm process, several at a time, each with its own limit.
 
 A fork of a process that has TVM imported costs some 20 ms instead of seconds. A child that crashes
-or runs out of time is gone with all it did; the parent and the other children do not notice.
+or runs out of time is gone with all it did, its temporary files included; the parent and the other
+children do not notice.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +30,7 @@ class _Child:
     position: int
     pid: int
     pipe: int
+    folder: str
     waiting_since: float
     started_at: float | None = None
     received: bytearray = field(default_factory=bytearray)
@@ -87,6 +91,7 @@ def _fork(
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
+    folder = tempfile.mkdtemp(prefix="cprune-job-")
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -94,6 +99,7 @@ def _fork(
             os.close(reader)
             os.setpgid(0, 0)
             die_with_parent(parent)
+            os.environ["TMPDIR"] = tempfile.tempdir = folder  # the linker's, too
             data = _carry_out(job, working, writer)
             while data:
                 data = data[os.write(writer, data) :]
@@ -103,7 +109,7 @@ def _fork(
         finally:
             os._exit(code)
     os.close(writer)
-    return _Child(position, pid, reader, time.monotonic())
+    return _Child(position, pid, reader, folder, time.monotonic())
 
 
 def _carry_out(
@@ -136,6 +142,7 @@ def _lateness(child: _Child, timeout_s: float, wait_s: float) -> str:
 def _reap(child: _Child) -> dict[str, Any]:
     os.close(child.pipe)
     _, status = os.waitpid(child.pid, 0)
+    shutil.rmtree(child.folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
         return {"error": f"crashed with {signal.Signals(os.WTERMSIG(status)).name}"}
     try:
@@ -153,6 +160,7 @@ def _kill(child: _Child) -> None:
             continue
     os.close(child.pipe)
     os.waitpid(child.pid, 0)
+    shutil.rmtree(child.folder, ignore_errors=True)
 
 
 def _last_lines(text: str, count: int = 6) -> str:

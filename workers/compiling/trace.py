@@ -155,6 +155,26 @@ def transplants(
     return [with_factors(text, dict(combination)) for combination in _diagonal(choices, limit)]
 
 
+def neighbours(text: str) -> list[str]:
+    """The trace's search part with one decision besides the tiles changed, each time another.
+
+    How far a loop is unrolled takes every other value there is; a block's place moves by one loop.
+    """
+    instructions, decisions = json.loads(search_part(text))
+    found = []
+    for position, (index, value) in enumerate(decisions):
+        kind, _, attributes, _ = instructions[index]
+        others: list[int] = []
+        if kind == "SampleCategorical":
+            others = [other for other in range(len(attributes[0])) if other != value]
+        elif kind == "SampleComputeLocation":
+            others = [value + 1, value - 1]
+        for other in others:
+            changed = [*decisions[:position], [index, other], *decisions[position + 1 :]]
+            found.append(json.dumps([instructions, changed], separators=(",", ":")))
+    return found
+
+
 def resplits(
     factors: tuple[int, ...], extent: int, *, keep_innermost: bool, limit: int
 ) -> list[tuple[int, ...]]:
