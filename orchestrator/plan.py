@@ -160,13 +160,16 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     )
     extra = max(0, tune.final_trials_per_task - tune.trials_per_task)
     uniform = config.compare_uniform is not None
-    tuned = extra + tune.final_trials_per_task * (2 if uniform else 1)
+    chooses = prune.policy in ("uniform", "global")  # between two networks, both tuned
+    tuned = extra + tune.final_trials_per_task * (1 + uniform + chooses)
     training = fine.long_epochs * targets + (config.train.epochs if uniform else 0)
     yield Phase(
         "finish",
         f"{count(fine.long_epochs, 'epoch')} of fine-tuning, "
         f"{count(tune.final_trials_per_task, 'program')} in all for each task, of the dense "
-        "network too" + (", and of the uniformly narrower one" if uniform else ""),
+        "network too"
+        + (", and of the uniformly narrower one" if uniform else "")
+        + (", and of the one before the last step" if chooses else ""),
         _sum(_product(tasks, _times(PROGRAM_S, tuned * targets)), _times(epoch, training)),
     )
     yield Phase("export", "test split, library, ONNX, report", _times(EXPORT_S, targets))
