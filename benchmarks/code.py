@@ -1,7 +1,7 @@
 """Our compiled networks against what people would deploy instead, on this machine's CPU.
 
-    python benchmarks/code.py [--quick] [--pruned] [--only NETWORK] [--trials N] [--max-s S]
-                              [--records FILE]
+    python benchmarks/code.py [--quick] [--pruned] [--only NETWORK] [--run FOLDER] [--trials N]
+                              [--max-s S] [--records FILE]
 
 Dense networks with random weights, one image at a time, fp32, the same number of threads for all:
 ours (tuned, compiled, run on the local RPC device) against ONNX Runtime and PyTorch (eager and
@@ -13,6 +13,7 @@ Programs come from the record store first; what is missing of the trials is sear
 by itself and inside the network, and how their sum compares with the whole.
 ``--pruned``: networks with half of every width (random weights, no accuracy is claimed), ours
 against ONNX Runtime on the same network and on the dense one.
+``--run``: the same of a finished run's networks, the pruned one with the accuracy that it has.
 Ratios are ours / theirs: below 1 ours is faster. GFLOP/s counts the direct form's operations,
 whoever needs fewer. The last line is JSON.
 """
@@ -25,10 +26,12 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from code_parts.networks import NETWORKS, halved, network_and_image
+from code_parts.networks import NETWORKS, halved, network_and_image, of_run
 from code_parts.ours import Compiled, compiled
 from code_parts.peers import (
     Run,
@@ -38,6 +41,7 @@ from code_parts.peers import (
     torch_compiled,
     torch_eager,
 )
+from torch import Tensor, nn
 
 from device_agents.host_facts import allowed_cores, cpu_model
 from orchestrator.store.records import store_path
@@ -65,18 +69,19 @@ def main() -> None:
     print(f"measured peak: {peak_gflops(threads):.0f} GFLOP/s (the fastest matrix product)")
     ratios: dict[str, dict[str, float | bool]] = {}
     rows = []
-    for name in arguments.only or NETWORKS:
-        latencies, gmacs = _compare(name, threads, arguments)
+    for case in _cases(arguments):
+        name = case.name
+        latencies, gmacs = _compare(case, threads, arguments)
         for contender, values in latencies.items():
             per_turn = zip(latencies[_OURS], values, strict=True)
             ratio = statistics.median(ours / other for ours, other in per_turn)
             middle = statistics.median(values)
             rows.append((name, contender, middle, 2 * gmacs / middle * 1e3, ratio))
-            field = _FIELDS.get((contender, arguments.pruned))
+            field = _FIELDS.get((contender, case.dense is not None))
             if field:
                 ratios.setdefault(name, {})[field] = round(ratio, 3)
-        if arguments.pruned:
-            ratios[name]["pruned_at_floor"] = False
+        if case.dense is not None:
+            ratios[name]["pruned_at_floor"] = case.meets_floor
     print(f"\n{'network':<18}{'by':<22}{'ms':>9}{'GFLOP/s':>10}{'ours / it':>11}")
     for name, contender, middle, gflops, ratio in rows:
         shown = "" if contender == _OURS else f"{ratio:.2f}"
@@ -91,6 +96,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="8 trials for each task")
     parser.add_argument("--pruned", action="store_true", help="half of every width")
     parser.add_argument("--only", action="append", choices=sorted(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--run", action="append", type=Path, help="a finished run's networks")
     parser.add_argument("--trials", type=int, default=64, help="for each task, shared out")
     parser.add_argument("--max-s", type=float, default=2700.0, help="of search, for each network")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
@@ -101,15 +107,35 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A network, and the dense one it was pruned from, if it was."""
+
+    name: str
+    network: nn.Module
+    image: Tensor
+    dense: nn.Module | None = None
+    meets_floor: bool = False
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[_Case]:
+    for folder in arguments.run or ():
+        dense, pruned, image, meets = of_run(folder)
+        yield _Case(str(folder), pruned, image, dense, meets)
+    for name in arguments.only or (() if arguments.run else NETWORKS):
+        network, image = network_and_image(name)
+        if arguments.pruned:
+            yield _Case(name, halved(network, image), image, network)
+        else:
+            yield _Case(name, network, image)
+
+
 def _compare(
-    name: str, threads: int, arguments: argparse.Namespace
+    case: _Case, threads: int, arguments: argparse.Namespace
 ) -> tuple[dict[str, list[float]], float]:
     """Latency of each contender in each turn, in ms, and the network's MACs in 1e9."""
-    print(f"\n{name}", flush=True)
-    network, image = network_and_image(name)
-    dense = network
-    if arguments.pruned:
-        network = halved(network, image)
+    print(f"\n{case.name}", flush=True)
+    network, image = case.network, case.image
     tune = TuneConfig(
         trials_per_task=arguments.trials,
         min_trials_per_task=min(16, arguments.trials),
@@ -135,8 +161,8 @@ def _compare(
             "torch eager": torch_eager(network, image),
             "torch compiled": torch_compiled(network, image),
         }
-        if arguments.pruned:
-            peers[_DENSE_ORT] = onnx_runtime(dense, image, threads, Path(folder))
+        if case.dense is not None:
+            peers[_DENSE_ORT] = onnx_runtime(case.dense, image, threads, Path(folder))
         latencies: dict[str, list[float]] = {contender: [] for contender in [_OURS, *peers]}
         for _ in range(_TURNS):
             time.sleep(_PAUSE_S)

@@ -34,7 +34,6 @@ from pathlib import Path
 from transplant_parts.layers import LAYERS, Layer
 from transplant_parts.picture import write_picture
 from transplant_parts.rows import Row, keep_rows, kept_rows, summary
-from tvm.s_tir.meta_schedule import CostModel
 from workbench import TARGET, Workbench, workbench
 
 from device_agents.host_facts import cpu_model
@@ -63,8 +62,8 @@ class Bench:
         """The layer, imported as a run imports a network."""
         return self._bench.bundle(*layer.module(), by_tiles=False)
 
-    def search(self, bundle: Bundle) -> tuple[Program, float, CostModel | None]:
-        """The fastest program of a search, what that took in seconds, and the cost model of it all.
+    def search(self, bundle: Bundle) -> tuple[Program, float]:
+        """The fastest program of a search, and what that took in seconds.
 
         The search has a table of its own: it begins with nothing, and gets all its trials, however
         little the last ones gained. Raises ``SystemExit`` where it had fewer, or none ran.
@@ -74,23 +73,22 @@ class Bench:
         tune = TuneConfig(min_trials_per_task=self._count)
         with self._bench.with_table(table, tune) as bench:
             bench.tuner.tune_bundle(work, bundle)
-            seconds = time.monotonic() - began
-            model = bench.tuner.model_of(bundle, bench.tuner.stored(bundle))
+        seconds = time.monotonic() - began
         programs = table.programs([_main(bundle)], self._bench.trials.measured_as)
         if len(programs) != self._count:
             raise SystemExit(f"a search had {len(programs)} trials instead of {self._count}")
         best = fastest(programs)
         if best is None:
             raise SystemExit("no program of the search ran")
-        return best, seconds, model
+        return best, seconds
 
     def transplant(
-        self, parent: Program, bundle: Bundle, limit: int, model: CostModel | None
+        self, parent: Program, bundle: Bundle, limit: int
     ) -> tuple[list[Program], float]:
         """The parent's program on another layer: what ran, likeliest first, and seconds taken."""
         began = time.monotonic()
         bench, workload = self._bench, bundle.workloads[_main(bundle)]
-        schedules = bench.tuner.variants(workload, parent.trace, limit, model)
+        schedules = bench.space.transplant(workload.module, workload.axes, parent.trace, limit)
         trials = [
             Trial(
                 program_id(workload.task.task_id, trace_text(schedule)),
@@ -135,7 +133,7 @@ class Bench:
 
     def rows(self, seed: int, layer: Layer) -> list[Row]:
         """The layer at its widths."""
-        base, base_s, model = self.search(self.bundle(layer))
+        base, base_s = self.search(self.bundle(layer))
         vector = next((factor for factor in reversed(base.channel_tiles) if factor > 1), 1)
         reduction = base.reduction_tiles[-1] if base.reduction_tiles else 1
         print(
@@ -146,10 +144,10 @@ class Bench:
         found = []
         for side, width, preserves in widths_of(layer, vector, reduction):
             bundle = self.bundle(layer.cut(side, width))
-            first, first_s = self.transplant(base, bundle, 1, None)
-            every, best_s = self.transplant(base, bundle, self._variants, model)
+            first, first_s = self.transplant(base, bundle, 1)
+            every, best_s = self.transplant(base, bundle, self._variants)
             best = fastest(every)
-            fresh, fresh_s, _ = self.search(bundle)
+            fresh, fresh_s = self.search(bundle)
             if not first or best is None:
                 print(f"  {side} {width}: no transplant", flush=True)
                 continue

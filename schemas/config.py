@@ -305,7 +305,7 @@ class TuneConfig(Section):
         "where the device can watch one.",
     )
     transplant_variants: int = Field(
-        default=4, ge=1, description="Re-splits measured for one transplanted program."
+        default=6, ge=1, description="Measured of one transplanted program."
     )
     build_timeout_s: float = Field(default=5.0, gt=0.0, description="For one build alone.")
     model_build_timeout_s: float = Field(

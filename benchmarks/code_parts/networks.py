@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torchvision
 from torch import nn
 
+from orchestrator.policies.gates import meets_floor
+from orchestrator.store.reader import read_run
+from schemas.config import ModelConfig
+from workers.export.loading import load_pruned, read_description
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to
+from workers.training.networks import build_model
 
 
 def _resnet18_for_small_images() -> nn.Module:
@@ -47,3 +54,28 @@ def halved(network: nn.Module, image: torch.Tensor) -> nn.Module:
         if group.prunable and group.divisor == 1
     }
     return prune_to(network, image, groups, widths, "first").eval().requires_grad_(False)
+
+
+def of_run(run_dir: Path) -> tuple[nn.Module, nn.Module, torch.Tensor, bool]:
+    """A finished run's dense network (its weights say nothing), the pruned one, an image, and
+    whether the pruned one's validation accuracy meets the floor.
+
+    Raises ``SystemExit`` for a run of several targets.
+    """
+    record = read_run(run_dir)
+    if len(record.targets) != 1:
+        raise SystemExit(f"{run_dir} has {len(record.targets)} targets; name a run of one")
+    target = record.targets[0]
+    folder = run_dir / "export" / target.target
+    description = read_description(folder)
+    _, channels, size, _ = description["input"]["shape"]
+    model = ModelConfig.model_validate(description["model"])
+    classes = len(description["class_names"])
+    dense = build_model(model, classes, channels, image_size=size).eval().requires_grad_(False)
+    meets = (
+        target.final is not None
+        and target.accuracy_floor is not None
+        and meets_floor(target.final.val_accuracy, target.accuracy_floor)
+    )
+    torch.manual_seed(0)
+    return dense, load_pruned(folder), torch.randn(1, channels, size, size), meets

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from workers.compiling.tasks import Workload, build_table
 from workers.compiling.trace import factors_of_loop
 from workers.pruning.fold import exported_program
 from workers.tuning.bundle import Bundle
-from workers.tuning.variants import SPLITS, VARIED
 from workers.tuning.worker import TuningWorker
 
 DENSE = (16, 32)
@@ -130,36 +128,6 @@ def test_a_program_transplanted_to_its_own_width_is_itself(worker: TuningWorker)
         found = worker._tuner.space.transplant(workload.module, workload.axes, parent.trace, 4)
         texts = [trace_text(schedule) for schedule in found]
         assert [program_id(workload.task.task_id, text) for text in texts] == [parent.program_id]
-
-
-class Prefers:
-    """A cost model that expects more of each candidate than of the one before."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def predict(self, context: object, candidates: list[object]) -> list[float]:
-        self.asked = len(candidates)
-        return [float(number) for number in range(len(candidates))]
-
-
-def test_the_nearest_split_is_measured_and_what_the_cost_model_expects_most_of(
-    worker: TuningWorker,
-) -> None:
-    workload = conv_of(bundle_of(worker, Plain, (16, 16)))
-    space, parent = worker._tuner.space, searched(worker, Plain)[0]
-    nearest = [
-        trace_text(one)
-        for one in space.transplant(workload.module, workload.axes, parent.trace, SPLITS)
-    ]
-    last = [trace_text(one) for one in space.varied(workload.module, nearest[:VARIED][-1])]
-    prefers: Any = Prefers()
-    found = worker._tuner.variants(workload, parent.trace, 3, prefers)
-    texts = [trace_text(one) for one in found]
-    assert texts[:2] == [nearest[0], last[-1]] and len(set(texts)) == 3
-    assert prefers.asked > len(nearest)
-    alone = worker._tuner.variants(workload, parent.trace, 3, None)
-    assert [trace_text(one) for one in alone] == nearest[:3]
 
 
 def test_no_transplant_where_the_vector_factor_cannot_shrink(worker: TuningWorker) -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from workers.compiling.trace import (
     factors_of_loop,
-    neighbours,
     resplits,
     search_part,
     tiles_of,
     transplants,
+    unrolled,
     with_decisions_of,
     with_factors,
     without_threads,
@@ -77,19 +77,33 @@ def parallel(value: int) -> str:
     return json.dumps(own)
 
 
-def test_neighbours_differ_in_one_decision_besides_the_tiles() -> None:
+def choosing(value: int) -> str:
+    """The trace with this of three choices of how far loops are unrolled."""
     own = json.loads(trace())
     own[0][8][2] = [[0, 16, 64], [0.4, 0.3, 0.3]]
-    own[1] = [[index, 1 if index == 8 else value] for index, value in own[1]]
-    own[0].insert(9, ["SampleComputeLocation", ["b1"], [], ["v14"]])
-    own[1] = [[index + (index >= 9), value] for index, value in own[1] if index < 10] + [[9, 3]]
-    before = dict(json.loads(search_part(json.dumps(own)))[1])
-    changes = []
-    for text in neighbours(json.dumps(own)):
-        after = dict(json.loads(text)[1])
-        changes += [(index, after[index]) for index in before if after[index] != before[index]]
-        assert factors(text) == factors(trace())
-    assert changes == [(8, 0), (8, 2), (9, 4), (9, 2)]
+    own[1] = [[index, value if index == 8 else decision] for index, decision in own[1]]
+    return json.dumps(own)
+
+
+def choice(text: str) -> int:
+    return int(dict(json.loads(text)[1])[8])
+
+
+def test_loops_are_unrolled_by_the_next_choice_where_there_is_one() -> None:
+    assert [choice(text) for by in (-1, 1) for text in unrolled(choosing(1), by)] == [0, 2]
+    assert unrolled(choosing(0), -1) == unrolled(choosing(2), 1) == []
+    assert factors(unrolled(choosing(1), 1)[0]) == factors(trace())
+
+
+def test_the_nearest_split_is_unrolled_otherwise_too() -> None:
+    extents = (32, 64, 64)
+    found = transplants(choosing(1), "conv", extents, SPATIAL, 6)
+    splits = transplants(trace(), "conv", extents, SPATIAL, 6)
+    assert [choice(text) for text in found] == [1, 0, 1, 1, 2, 1]
+    tiles = [factors(text) for text in found]
+    nearest = factors(splits[0])
+    assert tiles == [nearest, nearest, *map(factors, splits[1:3]), nearest, factors(splits[3])]
+    assert found[:2] == transplants(choosing(1), "conv", extents, SPATIAL, 2)
 
 
 def test_a_program_without_threads_keeps_its_other_decisions() -> None:

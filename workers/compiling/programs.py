@@ -20,13 +20,7 @@ from tvm.target import Target
 from workers.compiling.axes import ChannelAxes
 from workers.compiling.intrinsics import load_intrinsics
 from workers.compiling.spaces import space_generator
-from workers.compiling.trace import (
-    dump_trace,
-    neighbours,
-    search_part,
-    transplants,
-    without_threads,
-)
+from workers.compiling.trace import dump_trace, search_part, transplants, without_threads
 
 _TRACES_KEPT = 4096
 
@@ -83,11 +77,6 @@ class ScheduleSpace:
         texts = transplants(trace, axes.block, axes.extents, spatial, 2 * limit)
         found = (self.process(module, text) for text in texts)
         return list(itertools.islice((one for one in found if one is not None), limit))
-
-    def varied(self, module: IRModule, trace: str) -> list[Schedule]:
-        """The program with one decision besides its tiles changed, each time another."""
-        found = (self.process(module, text) for text in neighbours(trace))
-        return [one for one in found if one is not None]
 
     def _postprocs(self, module: IRModule) -> list[Any]:
         context = ms.TuneContext(

@@ -137,7 +137,9 @@ def transplants(
     ``extents`` are the new workload's, loop by loop. A spatial loop whose extent changed keeps its
     innermost factor, the vector factor, and has the rest re-split; only where it does not divide,
     the largest part of it that does takes its place. A reduction loop keeps its innermost factor
-    where that divides. An empty list means that there is no transplant.
+    where that divides. The nearest split is also tried with its loops unrolled less far and
+    further, in the order that was measured to find the fastest soonest (benchmarks/RESULTS.md,
+    variants of a transplant). An empty list means that there is no transplant.
     """
     choices: list[list[tuple[int, tuple[int, ...]]]] = []
     for tile in tiles_of(text, block):
@@ -152,25 +154,22 @@ def transplants(
         if not splits:
             return []
         choices.append([(tile.instruction, split) for split in splits])
-    return [with_factors(text, dict(combination)) for combination in _diagonal(choices, limit)]
+    if not choices:
+        return [search_part(text)]
+    nearest, *others = [with_factors(text, dict(split)) for split in _diagonal(choices, limit)]
+    more, less = unrolled(nearest, 1), unrolled(nearest, -1)
+    return [nearest, *less, *others[:2], *more, *others[2:]][:limit]
 
 
-def neighbours(text: str) -> list[str]:
-    """The trace's search part with one decision besides the tiles changed, each time another.
-
-    How far a loop is unrolled takes every other value there is; a block's place moves by one loop.
-    """
+def unrolled(text: str, by: int) -> list[str]:
+    """The trace's search part with one block's loops unrolled by the next choice further (``by`` 1)
+    or less far (-1), for each block that has such a choice."""
     instructions, decisions = json.loads(search_part(text))
     found = []
     for position, (index, value) in enumerate(decisions):
         kind, _, attributes, _ = instructions[index]
-        others: list[int] = []
-        if kind == "SampleCategorical":
-            others = [other for other in range(len(attributes[0])) if other != value]
-        elif kind == "SampleComputeLocation":
-            others = [value + 1, value - 1]
-        for other in others:
-            changed = [*decisions[:position], [index, other], *decisions[position + 1 :]]
+        if kind == "SampleCategorical" and value + by in range(len(attributes[0])):
+            changed = [*decisions[:position], [index, value + by], *decisions[position + 1 :]]
             found.append(json.dumps([instructions, changed], separators=(",", ":")))
     return found
 

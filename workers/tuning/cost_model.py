@@ -74,10 +74,6 @@ class RecordModel:
         for (program_id, _), features in zip(programs, extracted, strict=True):
             self._features[program_id] = features.numpy().astype("float32")
 
-    def suffices(self, model: ms.CostModel) -> bool:
-        """Whether a fitted model had records enough to learn from."""
-        return bool(model.data_size >= self._min_samples)
-
     def fitted(self, records: dict[str, dict[str, float]], seed: int) -> ms.CostModel:
         """A model trained on ``records``: task -> program -> latency in ms, infinite if it failed.
 

@@ -52,13 +52,6 @@ class Learning:
         }
         return self._model.fitted(records, self._seed)
 
-    def trained(
-        self, bundle: Bundle, known: dict[str, list[Program]], measured_as: str
-    ) -> CostModel | None:
-        """As ``fitted``; None where there are too few records, and it would predict at random."""
-        model = self.fitted(bundle, known, measured_as)
-        return model if self._model.suffices(model) else None
-
     def learn(self, workload: Workload, programs: list[Program]) -> None:
         """Extract the features of those of the task's programs that ran and are not known yet."""
         ran = [program for program in programs if program.measurement is not None]

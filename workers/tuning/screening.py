@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from tvm.s_tir.meta_schedule import CostModel
-
 from schemas.config import TuneConfig
 from schemas.network import Trained
 from schemas.table import Program
@@ -97,15 +95,13 @@ class Screener:
     ) -> None:
         own = self._tuner.stored(bundle)
         tried = []
-        with self._working():
-            model = self._tuner.model_of(parent, parents)
         for task_id, parent_id in _origins(parent, bundle).items():
             earlier = [p for p in own[task_id] if p.batch != work.key and not p.is_shared]
             if task_id in parents or any(p.source == "transplant" for p in earlier):
                 continue
             tried.append((task_id, parent_id))
             workload = bundle.workloads[task_id]
-            trials = self._transplants(workload, parents[parent_id], model)
+            trials = self._transplants(workload, parents[parent_id])
             known = {program.program_id for program in own[task_id]}
             trials = [trial for trial in trials if trial.program_id not in known]
             if trials:
@@ -163,9 +159,7 @@ class Screener:
         self._trials.measure(workload, trials, libraries, work.key, beside=beside)
         beside.path.unlink(missing_ok=True)
 
-    def _transplants(
-        self, workload: Workload, programs: list[Program], model: CostModel | None
-    ) -> list[Trial]:
+    def _transplants(self, workload: Workload, programs: list[Program]) -> list[Trial]:
         """Variants of the parent's fastest program; where its vector factor does not divide the new
         width, of the fastest one whose factor does, if there is one nearly as fast.
 
@@ -181,8 +175,8 @@ class Screener:
         keeping = [p for p in others if p.channel_tiles and width % p.channel_tiles[-1] == 0]
         for origin in dict.fromkeys([*keeping, best, *others]):
             with self._working():
-                schedules = self._tuner.variants(
-                    workload, origin.trace, self._config.transplant_variants, model
+                schedules = self._space.transplant(
+                    workload.module, workload.axes, origin.trace, self._config.transplant_variants
                 )
                 if schedules and best.latency_ms < THREADS_MATTER_MS:
                     alone = self._space.on_one_core(workload.module, trace_text(schedules[0]))

@@ -8,9 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from tvm.s_tir import Schedule as TirSchedule
-from tvm.s_tir.meta_schedule import CostModel
-
 from schemas.config import TuneConfig
 from schemas.table import Program
 from schemas.work import Tuned, TuneWork
@@ -28,7 +25,6 @@ from workers.tuning.schedule import Schedule, TaskProgress
 from workers.tuning.search import Proposal, Search
 from workers.tuning.stored import as_proposed, fastest, task_latency
 from workers.tuning.trials import Trial, Trials
-from workers.tuning.variants import likeliest
 
 _UNTUNED = "[[],[]]"
 
@@ -116,16 +112,6 @@ class Tuner:
                 for program in programs
             ),
         )
-
-    def model_of(self, bundle: Bundle, known: dict[str, list[Program]]) -> CostModel | None:
-        """The cost model of a network's programs; None where they are too few to learn from."""
-        return self._learning.trained(bundle, known, self._trials.measured_as)
-
-    def variants(
-        self, workload: Workload, trace: str, limit: int, model: CostModel | None
-    ) -> list[TirSchedule]:
-        """At most ``limit`` variants of a transplanted program: see ``likeliest``."""
-        return likeliest(self.space, self._search, workload, trace, limit, model)
 
     def stored(self, bundle: Bundle) -> dict[str, list[Program]]:
         """All programs of the network's tasks, batch by batch as they were proposed."""
