@@ -15,7 +15,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class DeviceSilent(RuntimeError):
 
 class WrongThreads(RuntimeError):
     """The device's runtime uses another number of threads than the target says."""
+
+
+class WrongCores(RuntimeError):
+    """The device's server runs on other cores than the target says."""
 
 
 class NoSuchPlace(RuntimeError):
@@ -93,9 +97,9 @@ class Session:
         self._threads = threads
         self._uploads = 0
 
-    def info(self) -> DeviceInfo:
+    def info(self, cores: Sequence[int] | None = None) -> DeviceInfo:
         """Ask the device about itself. Raises ``WrongThreads`` when its thread count is not the
-        wanted one.
+        wanted one, ``WrongCores`` when it runs on others than ``cores``.
 
         Another agent's server may know nothing but its threads; its device goes by key and address.
         """
@@ -106,6 +110,11 @@ class Session:
             facts = json.loads(str(ask()))
             info = DeviceInfo(**{**facts, "cores": tuple(facts["cores"])})
         self._check_threads(info.threads)
+        if cores is not None and set(info.cores) != set(cores):
+            raise WrongCores(
+                f"the device {self._name} runs on cores {sorted(info.cores)}, targets[].cores says "
+                f"{sorted(cores)}: something else has set its affinity"
+            )
         return info
 
     def function(self, name: str) -> Any:

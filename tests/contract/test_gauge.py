@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from test_device_support import plain_server
 
 from device_agents.host_cores import CoresBusy, HostCores
-from device_agents.local import LocalDevice
+from device_agents.local import DeviceLost, LocalDevice
 from device_agents.tracker import TrackerProcess
 from schemas.config import MeasureConfig, TargetConfig
 from schemas.table import Measurement
@@ -346,6 +346,22 @@ def test_a_device_with_a_core_mask_measures_alone_too(tmp_path: Path) -> None:
         worker = HostCores(tmp_path / "locks", opened.cores.name)
         with opened.gauge.alone(), pytest.raises(CoresBusy), worker.working(0.1):
             pass
+    finally:
+        opened.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core only")
+def test_a_device_that_runs_on_other_cores_than_its_mask_is_refused(
+    libraries: Libraries, tmp_path: Path
+) -> None:
+    wanted, other, *_ = sorted(os.sched_getaffinity(0))
+    target = TargetConfig(tvm_target=LLVM, cores=[wanted])
+    opened = open_device(target, CONFIG, tmp_path / "locks", tmp_path)
+    try:
+        server = psutil.Process(opened.gauge._local.local.pid)  # type: ignore[attr-defined]
+        server.cpu_affinity([other])
+        with pytest.raises(DeviceLost, match=r"runs on cores \[\d+\], targets\[\]\.cores says"):
+            opened.gauge.measure("add", libraries.add)
     finally:
         opened.close()
 

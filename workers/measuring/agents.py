@@ -18,6 +18,8 @@ class DeviceAddress:
     device_model: str
     runs_on: str = "cpu"
     """Where programs run there: cpu, or an accelerator's kind (cuda, opencl)."""
+    cores: tuple[int, ...] | None = None
+    """Of a local device: those it has to run on; None does not check."""
 
 
 class LocalAgent(Protocol):

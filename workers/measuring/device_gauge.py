@@ -114,6 +114,7 @@ class DeviceGauge:
                         "lease_s": self._lease_s,
                         "wait_s": wait_s,
                         "runs_on": self._address.runs_on,
+                        "cores": self._address.cores,
                     },
                     timeout_s=wait_s + self._config.answer_timeout_s,
                 )
@@ -123,7 +124,7 @@ class DeviceGauge:
                 errors.append(f"{error.kind}: {error.message}")
                 if error.kind == "NoDevice":
                     raise NoneFree(self._described(error.message)) from None
-                if error.kind in ("WrongThreads", "NoSuchPlace"):
+                if error.kind in ("WrongThreads", "WrongCores", "NoSuchPlace"):
                     break
             except (ProcessDied, ProcessTimeout) as error:
                 errors.append(str(error))

@@ -65,7 +65,7 @@ def _open(request: dict[str, Any]) -> dict[str, Any]:
     )
     _state.runs_on = request["runs_on"]
     _state.place = _state.session.place(_state.runs_on)
-    _state.info = _state.session.info()
+    _state.info = _state.session.info(request["cores"])
     _state.canary = _canary_of(_state.session)
     return {
         "device": _state.info.device,

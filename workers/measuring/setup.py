@@ -118,6 +118,7 @@ def _opened(
         "local",
         local.device_model,
         local.runs_on,
+        None if target.cores is None else tuple(target.cores),
     )
     gauge = _recorded(DeviceGauge(address, config, cores, _Agent(tracker, local)), target)
 
