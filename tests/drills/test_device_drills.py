@@ -151,7 +151,9 @@ def test_tracker_goes_away_and_comes_back(
         assert wait_until(lambda: tracker_summary(again.host, again.port).free("one") == 1)
         check_served(again, libraries)
         assert again.pid is not None
-        psutil.Process(again.pid).suspend()  # frozen, and then gone
+        process = psutil.Process(again.pid)
+        process.suspend()  # frozen, and then gone
+        assert wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
         with pytest.raises(TrackerUnreachable):
             tracker_summary(again.host, again.port, timeout_s=0.5)
         assert not again.alive(timeout_s=0.5)

@@ -31,7 +31,7 @@ _UNTUNED = "[[],[]]"
 
 @dataclass
 class _Round:
-    """A round in flight: its programs are being built, then ``measured`` in the background."""
+    """A round in flight: its programs are being built, then perhaps ``measured`` at once."""
 
     progress: TaskProgress
     workload: Workload
@@ -55,7 +55,11 @@ class Tuner:
         config: TuneConfig,
         seed: int,
         working: Callable[[], AbstractContextManager[None]],
+        *,
+        searches_meanwhile: bool = False,
     ) -> None:
+        """``searches_meanwhile``: whether the device has cores of its own, so that one round is
+        measured while the next is searched. The table is then asked from two threads."""
         self._bundles = bundles
         self.space = space
         self._trials = trials
@@ -64,6 +68,7 @@ class Tuner:
         self._config = config
         self._seed = seed
         self._working = working
+        self._searches_meanwhile = searches_meanwhile
         self._search = Search(space, config.population_size, config.generations)
         self._learning = Learning(space, self._search, table, seed)
 
@@ -123,8 +128,8 @@ class Tuner:
     def search(self, work: TuneWork, bundle: Bundle) -> None:
         """The trials of ``work``, without a look at what the fastest programs compute.
 
-        Round after round, as the schedule has it; one is built and measured while the next is
-        searched. (On cores that both need, they take turns.)
+        Round after round, as the schedule has it; one is built, and where the device has cores of
+        its own measured, while the next is searched.
 
         ``known`` holds what a round may know: what was stored before this work, and its own rounds
         before that one. So a round proposes the same programs when the work is taken up again.
@@ -186,7 +191,8 @@ class Tuner:
                 progress.started += len(started.trials)  # a round may find fewer
                 if in_flight is not None:
                     self._finish(in_flight, known, done)
-                started.measured = background.submit(self._measure, started)
+                if self._searches_meanwhile:
+                    started.measured = background.submit(self._measure, started)
                 in_flight = started
 
     def _time_is_spent(self, wall_s: float, device_s: float) -> bool:

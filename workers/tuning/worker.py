@@ -83,7 +83,15 @@ class TuningWorker:
             lambda: bundles.dense.relax.weight_bytes > cache_bytes,
         )
         self._tuner = Tuner(
-            bundles, space, self._trials, gauge, table, config.tune, config.seed, self._working
+            bundles,
+            space,
+            self._trials,
+            gauge,
+            table,
+            config.tune,
+            config.seed,
+            self._working,
+            searches_meanwhile=target.device == "tracker",
         )
         self._screener = Screener(
             bundles, space, self._tuner, self._trials, gauge, config.tune, self._working
