@@ -9,6 +9,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ DATA_SETS = ("digits", "drawn", "cifar10", "imagefolder")
 KNOWN_TORCHVISION = ("resnet18", "mobilenet_v2", "vgg16_bn")
 """Networks of torchvision that need no import of it (5 s) to be known."""
 TRACKER_WAIT_S = 3.0
+CLUSTER_WAIT_S = 5.0
 
 
 def start_checks(config: RunConfig) -> Iterator[Check]:
@@ -62,7 +64,9 @@ def machine_checks(config: RunConfig) -> Iterator[Check]:
     yield doctor.check_compiler()
     yield doctor.check_disk(Path(config.output).expanduser())
     yield doctor.check_ray_token()
-    if not _cluster(config):
+    if address := _cluster(config):
+        yield _cluster_check(address)
+    else:
         yield doctor.check_ray_folder()
 
 
@@ -263,8 +267,24 @@ def _local_check(name: str, target: TargetConfig) -> Check:
     return Check(name, "ok", f"this machine, {count(target.threads or available, 'thread')}")
 
 
-def _cluster(config: RunConfig) -> bool:
-    return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+def _cluster(config: RunConfig) -> str:
+    """Where the cluster is; empty where Ray is started here."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS") or ""
+
+
+def _cluster_check(address: str) -> Check:
+    """Something answers there: Ray itself would wait for it for many minutes."""
+    name = "cluster.address"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():  # "auto", or a client's address
+        return Check(name, "ok", address)
+    try:
+        with socket.create_connection((host, int(port)), timeout=CLUSTER_WAIT_S):
+            return Check(name, "ok", address)
+    except (OSError, OverflowError) as error:
+        found = f"nothing answers at {address} ({error})"
+        cure = f"'ray start --head --port={port}' on {host}, or correct it (or RAY_ADDRESS)"
+        return _wrong(name, found, cure)
 
 
 def _wrong(name: str, found: str, cure: str) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,15 @@ import synthetic_record
 from device_agents import tracker_wire
 from device_agents.tracker_wire import DeviceEntry, TrackerSummary
 from orchestrator import doctor
+from orchestrator.doctor import Check
 from orchestrator.plan import in_words, make_plan, run_folder
-from orchestrator.plan_checks import file_checks, name_checks, start_checks, target_checks
+from orchestrator.plan_checks import (
+    file_checks,
+    machine_checks,
+    name_checks,
+    start_checks,
+    target_checks,
+)
 
 
 def test_no_compiler_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +128,21 @@ def test_names_that_lead_nowhere_are_wrong_input(
     found = [c for c in start_checks(synthetic_record.config(**changes)) if c.name == field]
     assert [(check.level, check.wrong_input) for check in found] == [("fail", True)]
     assert text in f"{found[0].found} -> {found[0].cure}"
+
+
+def test_a_cluster_that_does_not_answer_is_told_before_ray_waits_for_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert cluster_check(address).level == "ok"
+    gone = cluster_check(address)
+    assert gone.level == "fail" and gone.wrong_input
+    assert f"nothing answers at {address}" in gone.found and "ray start --head" in gone.cure
+    assert cluster_check("auto").level == cluster_check("ray://head:10001").level == "ok"
+
+
+def cluster_check(address: str) -> Check:
+    config = synthetic_record.config(cluster={"address": address})
+    return next(check for check in machine_checks(config) if check.name == "cluster.address")
 
 
 def test_a_function_of_ones_own_is_found_without_its_import(
