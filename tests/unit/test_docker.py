@@ -65,7 +65,7 @@ def test_ray_speaks_to_those_with_the_token_alone(
     compose: dict[str, Any], instructions: list[tuple[str, str]]
 ) -> None:
     environment = " ".join(rest for name, rest in instructions if name == "ENV")
-    assert "RAY_AUTH_MODE=token" in environment
+    assert "RAY_AUTH_MODE=token" in environment and "RAY_ADDRESS=" in environment
     for service in compose["services"].values():
         assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
     published = [port for s in compose["services"].values() for port in s.get("ports", ())]
@@ -75,6 +75,7 @@ def test_ray_speaks_to_those_with_the_token_alone(
 def test_the_launchers_file_is_one_for_ray() -> None:
     config = yaml.safe_load((DOCKER / "cluster.yaml").read_text())
     validate_config(prepare_config(config))
+    assert "--env=RAY_ADDRESS=auto" in config["docker"]["head_run_options"]
 
 
 def test_documented_files_are_there() -> None:
