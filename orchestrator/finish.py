@@ -160,15 +160,14 @@ def tuned(state: FinishTuning, outcomes: Outcomes, config: RunConfig, clock: Clo
 def chosen(state: Choosing, outcomes: Outcomes, config: RunConfig, clock: Clock) -> Transition:
     """The faster network, by the mean of the paired ratios, is the final one."""
     compared = get(outcomes, choice(state).key, Compared)
+    search = with_comparisons(state.search, [compared])
     if compared.comparison is None:
-        following = FinishTuning(target=state.target, search=state.search, final=state.wider)
+        following = FinishTuning(target=state.target, search=search, final=state.wider)
         message = f"the network before the last step is the final one: {compared.failed}"
         return Transition(next_state=following, message=message)
     ratio = latency_gate(compared.comparison, 1.0, config.prune.confidence).ratio
     final = state.final if ratio < 1.0 else state.wider
-    following = FinishTuning(
-        target=state.target, search=with_comparisons(state.search, [compared]), final=final
-    )
+    following = FinishTuning(target=state.target, search=search, final=final)
     message = (
         f"the network {'after' if ratio < 1.0 else 'before'} the last step is the final one: the "
         f"step takes it to {ratio:.4f} of the latency"

@@ -345,7 +345,7 @@ def _wrong_programs(record: RunRecord) -> list[WrongProgram]:
 def _models(item: WorkRecord) -> int:
     """Whole networks measured by a unit of work."""
     if isinstance(item.outcome, Compared):
-        return 2
+        return 2 if item.outcome.comparison else 0
     if isinstance(item.outcome, Exported):
         return 3 if item.outcome.uniform else 2
     return 0

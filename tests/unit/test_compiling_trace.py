@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from workers.compiling.trace import (
     factors_of_loop,
+    neighbours,
     resplits,
     search_part,
     tiles_of,
     transplants,
-    unrolled,
     with_decisions_of,
     with_factors,
     without_threads,
@@ -89,13 +89,18 @@ def choice(text: str) -> int:
     return int(dict(json.loads(text)[1])[8])
 
 
-def test_loops_are_unrolled_by_the_next_choice_where_there_is_one() -> None:
-    assert [choice(text) for by in (-1, 1) for text in unrolled(choosing(1), by)] == [0, 2]
-    assert unrolled(choosing(0), -1) == unrolled(choosing(2), 1) == []
-    assert factors(unrolled(choosing(1), 1)[0]) == factors(trace())
+def test_neighbours_differ_in_one_decision_besides_the_tiles() -> None:
+    assert [choice(text) for by in (-1, 1) for text in neighbours(choosing(1), by)] == [0, 2]
+    assert neighbours(choosing(0), -1) == neighbours(choosing(2), 1) == []
+    assert factors(neighbours(choosing(1), 1)[0]) == factors(trace())
+    placed = json.loads(choosing(1))
+    placed[0].insert(9, ["SampleComputeLocation", ["b1"], [], ["v14"]])
+    placed[1] = [decision for decision in placed[1] if decision[0] < 10] + [[9, 3]]
+    moved = [dict(json.loads(text)[1]) for text in neighbours(json.dumps(placed), -1)]
+    assert [(each[8], each[9]) for each in moved] == [(0, 3), (1, 2)]
 
 
-def test_the_nearest_split_is_unrolled_otherwise_too() -> None:
+def test_the_neighbours_of_the_nearest_split_are_tried_too() -> None:
     extents = (32, 64, 64)
     found = transplants(choosing(1), "conv", extents, SPATIAL, 6)
     splits = transplants(trace(), "conv", extents, SPATIAL, 6)

@@ -137,9 +137,9 @@ def transplants(
     ``extents`` are the new workload's, loop by loop. A spatial loop whose extent changed keeps its
     innermost factor, the vector factor, and has the rest re-split; only where it does not divide,
     the largest part of it that does takes its place. A reduction loop keeps its innermost factor
-    where that divides. The nearest split is also tried with its loops unrolled less far and
-    further, in the order that was measured to find the fastest soonest (benchmarks/RESULTS.md,
-    variants of a transplant). An empty list means that there is no transplant.
+    where that divides. The nearest split is also tried with its other decisions moved by one, in
+    the order that was measured to find the fastest soonest (benchmarks/RESULTS.md, variants of a
+    transplant). An empty list means that there is no transplant.
     """
     choices: list[list[tuple[int, tuple[int, ...]]]] = []
     for tile in tiles_of(text, block):
@@ -157,18 +157,23 @@ def transplants(
     if not choices:
         return [search_part(text)]
     nearest, *others = [with_factors(text, dict(split)) for split in _diagonal(choices, limit)]
-    more, less = unrolled(nearest, 1), unrolled(nearest, -1)
+    more, less = neighbours(nearest, 1), neighbours(nearest, -1)
     return [nearest, *less, *others[:2], *more, *others[2:]][:limit]
 
 
-def unrolled(text: str, by: int) -> list[str]:
-    """The trace's search part with one block's loops unrolled by the next choice further (``by`` 1)
-    or less far (-1), for each block that has such a choice."""
+def neighbours(text: str, by: int) -> list[str]:
+    """The trace's search part with one decision besides the tiles moved by one (``by`` 1 or -1),
+    each time another: how far a block's loops are unrolled, or the loop at which it is computed.
+
+    Not every place is one where a block can be computed: applying such a trace fails.
+    """
     instructions, decisions = json.loads(search_part(text))
     found = []
     for position, (index, value) in enumerate(decisions):
         kind, _, attributes, _ = instructions[index]
-        if kind == "SampleCategorical" and value + by in range(len(attributes[0])):
+        if kind == "SampleComputeLocation" or (
+            kind == "SampleCategorical" and value + by in range(len(attributes[0]))
+        ):
             changed = [*decisions[:position], [index, value + by], *decisions[position + 1 :]]
             found.append(json.dumps([instructions, changed], separators=(",", ":")))
     return found
