@@ -199,6 +199,17 @@ def test_the_faster_network_before_or_after_a_ladders_last_step_is_the_final_one
     assert isinstance(exporting, Exporting) and exporting.final == state.final
 
 
+def test_a_network_after_a_ladders_last_step_that_does_not_run_is_not_the_final_one() -> None:
+    world, _, states = search("uniform", max_accuracy_drop=0.2)
+    state = next(state for state in states if isinstance(state, Choosing))
+    (work,) = machine.work_of(state, world.config)
+    world.outcomes[work.key] = Compared(comparison=None, failed="it did not run", device_s=0.5)
+    following = world.step(state)
+    assert isinstance(following, FinishTuning) and following.final == state.wider
+    assert following.search.device_s == pytest.approx(state.search.device_s + 0.5)
+    assert world.messages[-1].endswith("it did not run")
+
+
 def test_uniform_pruning_cuts_every_group_alike() -> None:
     _, _, states = search("uniform", max_accuracy_drop=0.2, min_width_fraction=0.5)
     chosen = [s.chosen[0].structure for s in states if isinstance(s, FineTuning)]
