@@ -108,19 +108,22 @@ def screen_work(layer: str, before: int, after: int) -> ScreenWork:
     return ScreenWork(target=TARGET, candidate=candidate)
 
 
-def restarted(worker: TuningWorker, **changes: object) -> Tuner:
+def restarted(
+    worker: TuningWorker, *, searches_meanwhile: bool = False, **changes: object
+) -> Tuner:
     """A tuner that knows nothing but the table, as after a restart, on the worker's device.
 
     ``changes`` are settings of ``tune``.
     """
-    old = worker._tuner
+    old, means = worker._tuner, worker._tuner._searching
     return Tuner(
-        worker._tuner._bundles,
+        old._bundles,
         old.space,
         worker._trials,
         worker._device.gauge,
         old._table,
-        old._config.model_copy(update=changes),
-        old._seed,
+        means.config.model_copy(update=changes),
+        means.seed,
         worker._working,
+        searches_meanwhile=searches_meanwhile,
     )

@@ -93,9 +93,7 @@ class Run:
         """A tuner that knows this run's ledger alone."""
         for part in (self._worker._tuner, self._worker._trials):
             part._table = self.ledger
-        tuner = restarted(self._worker)
-        tuner._config = tuner._config.model_copy(update={"min_trials_per_task": min_trials})
-        return tuner
+        return restarted(self._worker, min_trials_per_task=min_trials)
 
     def _note(self, work: TuneWork | ScreenWork, outcome: Tuned | Screened) -> None:
         self.ledger.add_work(WorkRecord(work=work, outcome=outcome, finished_at=0.0, seconds=0.0))

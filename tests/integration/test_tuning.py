@@ -230,9 +230,7 @@ def test_a_round_is_measured_while_the_next_is_searched(
 
     monkeypatch.setattr(worker._trials, "measure", measuring)
     monkeypatch.setattr(Search, "propose", searching)
-    tuner = restarted(worker)
-    tuner._searches_meanwhile = True
-    tuned = tuner.tune(tune_work(2, FIRST, SECOND))
+    tuned = restarted(worker, searches_meanwhile=True).tune(tune_work(2, FIRST, SECOND))
     assert waited == [True]
     assert trials(table, tuned) == {FIRST: 2, SECOND: 2}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import fake_world
@@ -12,6 +10,7 @@ import pytest
 from orchestrator.compare.methods import (
     BASELINES,
     OURS,
+    PAPER_TRIALS,
     Spent,
     merged,
     method_config,
@@ -56,20 +55,12 @@ def test_trials_are_one_setting() -> None:
     assert with_trials(fake_world.config(), 4).tune.min_trials_per_task == 4
 
 
-@pytest.mark.parametrize("path", ["examples/compare.yaml", "docs/comparing.md"])
-def test_the_settings_for_other_data_that_are_documented_leave_nothing_of_the_drawn_ones(
-    path: str,
-) -> None:
-    lines = [line for line in (ROOT / path).read_text().splitlines() if "--set 'data=" in line]
-    assert lines
-    for line in lines:
-        words = shlex.split(re.sub(r" \(see .*", "", line[line.index("--set") :]))
-        assert words[::2] == ["--set"] * (len(words) // 2)
-        config = load_config(ROOT / "examples" / "compare.yaml", words[1::2], environ={})
-        assert config.run != "compare-resnet18", "the drawn data's folder stays its own"
-        assert config.data.name in ("cifar10", "imagefolder") and config.data.root == "FOLDER"
-        assert config.data.arguments == {}, "they are refused"
-        assert config.model.arguments == {} or "torchvision" not in config.model.name
+@pytest.mark.parametrize("name", ["compare_cifar10", "compare_imagenet"])
+def test_the_examples_for_other_data_have_the_trials_of_the_papers_code(name: str) -> None:
+    config = load_config(ROOT / "examples" / f"{name}.yaml", environ={})
+    assert with_trials(config, PAPER_TRIALS).tune.trials_per_task == config.tune.trials_per_task
+    assert config.run.replace("-", "_") == name, "each has a folder of its own"
+    assert not config.data.synthetic
 
 
 def test_sections_are_merged_and_values_replaced() -> None:

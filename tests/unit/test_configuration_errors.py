@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.configuration import ConfigurationError, load_config, resolved_yaml
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 GOOD = "run: one\nprune:\n  max_accuracy_drop: 0.01\n"
 
 
@@ -150,7 +151,6 @@ def test_missing_file_names_a_near_one(tmp_path: Path) -> None:
     assert "folder" in problems(tmp_path)[0]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "torchvision_cifar10", "own_model"])
-def test_examples_are_valid(name: str) -> None:
-    root = Path(__file__).parents[2]
-    assert load_config(root / "examples" / f"{name}.yaml", [], {}).run
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_examples_are_valid(path: Path) -> None:
+    assert load_config(path, [], {}).run

@@ -160,6 +160,16 @@ def test_a_loss_that_no_learning_rate_mends_names_its_cause(splits: Splits) -> N
         train(undefined, splits, RECIPE, 0, threads=1)
 
 
+def test_of_a_training_that_may_diverge_only_the_images_end_the_run(splits: Splits) -> None:
+    undefined = nn.Sequential(_network(), _LogOfMinusOne())
+    outcome = train(undefined, splits, RECIPE, 0, threads=1, may_diverge=True)
+    assert "before any of them changed" in outcome.diverged and outcome.best_epoch == 0
+    images = torch.full_like(splits.train.images, float("inf"))
+    broken = replace(splits, train=TensorImages(images, splits.train.labels))
+    with pytest.raises(TrainingDiverged, match=r"^data\.name: "):
+        train(_network(), broken, RECIPE, 0, threads=1, may_diverge=True)
+
+
 class _LogOfMinusOne(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.log(-torch.ones_like(x))

@@ -29,7 +29,7 @@ from workers.training.runtime import computing
 from workers.training.weights import not_finite
 
 _PROGRESS_INTERVAL_S = 0.5
-_RATE = "train.learning_rate"
+_IMAGES = "data.name"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def train(
     batch size and augmentation and to one training set: with the same seed, images in memory come
     again in every training, and the teacher need not look at them again.
     ``spent_s`` is what earlier parts of the same training took: it counts as part of its time.
-    One that ``may_diverge`` ends where its rate lets the loss grow beyond all numbers, says so and
+    One that ``may_diverge``, as a pruned network's, ends where its loss is not finite, says so and
     has the best epoch before.
 
     The same seed and threads on the same machine give the same bits. ``yield_cores()`` is entered
@@ -97,7 +97,7 @@ def train(
     device and in the mode (train or eval) it came in.
 
     Raises ``TrainingDiverged`` when the loss is not finite, naming the cause as far as it is known
-    (with ``may_diverge`` only where that is the images or the network),
+    (with ``may_diverge`` only where that is the images, which every network would meet),
     ``TrainingTimedOut`` after ``recipe.timeout_s``, ``TrainingStopped`` when ``should_stop()``
     becomes true between batches; the model's weights are then those of no particular moment.
     """
@@ -143,7 +143,7 @@ def train(
                     scheduler.step()
                     if not math.isfinite(loss):
                         error = _divergence(loss, images, state.epoch + 1, number)
-                        if not (may_diverge and error.field == _RATE):
+                        if not may_diverge or error.field == _IMAGES:
                             raise error
                         diverged = error.message
                         break
@@ -173,7 +173,7 @@ def _divergence(loss: float, images: Tensor, epoch: int, batch: int) -> Training
     told = f"the loss became {loss} in epoch {epoch}"
     if not bool(images.isfinite().all()):
         return TrainingDiverged(
-            "data.name",
+            _IMAGES,
             f"{told}: images of its batch {batch + 1} are infinite or not a number",
             "correct the images",
         )
@@ -183,7 +183,7 @@ def _divergence(loss: float, images: Tensor, epoch: int, batch: int) -> Training
             f"{told}, on finite images and weights, before any of them changed",
             "correct the network's forward pass",
         )
-    return TrainingDiverged(_RATE, told, "lower it (or that of fine_tune)")
+    return TrainingDiverged("train.learning_rate", told, "lower it (or that of fine_tune)")
 
 
 class _Run:
