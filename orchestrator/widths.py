@@ -3,8 +3,8 @@
 A program tiles its output-channel loop; the last factor is the vector factor. A width that every
 vector factor divides can be had by re-splitting the other factors, so all programs of the group
 keep their structure. Where no such width is left (a vector factor as wide as the layer), the vector
-factors of programs nearly as fast serve instead, and as a last resort halves of them: a transplant
-is measured before it counts, whatever its vector factor. Whole numbers throughout.
+factors of programs nearly as fast serve instead, and as a last resort their halves and quarters: a
+transplant is measured before it counts, whatever its vector factor. Whole numbers throughout.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _MOST_OF_A_GROUP = 0.5
 _EVENNESS = 2.0
 """An expected loss counts for more, the less of the dense width is kept, by this power. It is what
 goes before the network is trained again: what a narrow group lost comes back less well. Measured:
-benchmarks/RESULTS.md, deep cuts in steps."""
+benchmarks/EXPERIMENTS.md, even cuts."""
 _NO_LOSS = 1e-12
 
 

@@ -138,8 +138,8 @@ def transplants(
     innermost factor, the vector factor, and has the rest re-split; only where it does not divide,
     the largest part of it that does takes its place. A reduction loop keeps its innermost factor
     where that divides. The nearest split is also tried with its other decisions moved by one, in
-    the order that was measured to find the fastest soonest (benchmarks/RESULTS.md, variants of a
-    transplant). An empty list means that there is no transplant.
+    the order that was measured to find the fastest soonest (benchmarks/EXPERIMENTS.md,
+    variants of a transplant). An empty list means that there is no transplant.
     """
     choices: list[list[tuple[int, tuple[int, ...]]]] = []
     for tile in tiles_of(text, block):
