@@ -33,7 +33,7 @@ from orchestrator.table_actor import (
 from schemas.config import RunConfig
 from schemas.work import Outcome, Work
 from workers.context import RunContext
-from workers.errors import UserError
+from workers.errors import LimitReached, UserError
 
 CLOSE_TIMEOUT_S = 10.0
 """How long a tuning actor may take to end its processes before it is killed."""
@@ -184,7 +184,9 @@ def sort_failure(error: Exception) -> Failure:
         cause = error.cause
     names = {base.__name__ for base in type(cause).__mro__}
     kind: FailureClass = "internal_error"
-    if isinstance(cause, UserError):
+    if isinstance(cause, LimitReached):  # by a busy machine, perhaps: no wrong input
+        kind = "system_error"
+    elif isinstance(cause, UserError):
         kind = "user_error"
     elif names & DEVICE_ERRORS or isinstance(cause, ConnectionError):
         kind = "device_lost"

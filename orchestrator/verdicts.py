@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.policies.gates import accuracy_refusal
-from orchestrator.policies.judge import pointless
+from orchestrator.policies.judge import Verdict, pointless
 from orchestrator.policies.names import POLICIES
 from orchestrator.policies.screen import Rejection
 from orchestrator.reading import get, programs_of
@@ -116,15 +116,15 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
     comparisons = {
         name: outcome.comparison for name, outcome in compared.items() if outcome.comparison
     }
-    verdict = POLICIES[config.prune.policy].judge(
-        [
-            (item, comparisons[item.candidate.candidate_id])
-            for item in state.contenders
-            if item.candidate.candidate_id in comparisons
-        ],
-        state.search.current.val_accuracy,
-        config.prune,
-    )
+    ran = [
+        (item, comparisons[item.candidate.candidate_id])
+        for item in state.contenders
+        if item.candidate.candidate_id in comparisons
+    ]
+    verdict = Verdict(accepted=None, reasons={})
+    if ran:
+        policy = POLICIES[config.prune.policy]
+        verdict = policy.judge(ran, state.search.current.val_accuracy, config.prune)
     decisions = [
         decision_of(
             state,

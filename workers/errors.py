@@ -34,7 +34,11 @@ class TrainingDiverged(UserError):
     """The loss became infinite or not a number."""
 
 
-class TrainingTimedOut(UserError):
+class LimitReached(UserError):
+    """A time limit ended the work: what it was about may be at fault, or a busy machine."""
+
+
+class TrainingTimedOut(LimitReached):
     """A training took longer than ``train.timeout_s``."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from device_agents.host_cores import HostCores, lock_dir
 from workers.compiling.builder import Builder, BuildJob
 from workers.compiling.fan_out import BuilderLost, Built
 
@@ -30,7 +31,8 @@ class BuilderActor:
 
     def __init__(self, target: dict[str, Any], parallel: int) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="cprune-builds-"))
-        self._builder = Builder(target, parallel, None, self._folder)
+        cores = HostCores(lock_dir(), "host")  # this machine may be one that measures, too
+        self._builder = Builder(target, parallel, cores, lock_dir())
         self._serial = 0
 
     def machine(self) -> str:
@@ -48,7 +50,9 @@ class BuilderActor:
         for library in self._builder.build(named, timeout_s):
             data = b"" if library.error else library.path.read_bytes()
             library.path.unlink(missing_ok=True)
-            found.append(Built(data, library.arguments, library.seconds, library.error))
+            found.append(
+                Built(data, library.arguments, library.seconds, library.error, library.unfinished)
+            )
         return found
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.store.config_guard import ConfigChanged
 from orchestrator.store.reader import read_run
-from orchestrator.summary import exported_of, prepared_of
+from orchestrator.summary import exported_of, prepared_of, work_of
 from schemas.comparison import MethodRow, MethodTable
 from schemas.config import RunConfig, TargetConfig
 from schemas.record import RunRecord
@@ -90,7 +90,7 @@ def compare(
     for method in (OURS, DENSE, *(name for name in methods if name != OURS)):
         records[method] = _run(method, config_of(method), report)
         if method == OURS:
-            ours = _spent(records[OURS])
+            ours = spent_in(records[OURS])
     others = (name for name in (*BASELINES, *ABLATIONS) if name not in records)
     finished = [name for name in others if _has_ended(config_of(name), report)]
     records |= {name: _run(name, config_of(name), report) for name in finished}
@@ -189,10 +189,15 @@ def _dense_weights(record: RunRecord, folder: Path) -> Path:
     return path
 
 
-def _spent(record: RunRecord) -> Spent:
+def spent_in(record: RunRecord) -> Spent:
     """What the baselines are not to have less of: where there are several targets, the most."""
-    seconds = sum(
-        item.outcome.network.train_s for item in record.work if isinstance(item.outcome, FineTuned)
+    seconds = (
+        sum(
+            item.outcome.network.train_s
+            for item in work_of(record, target)
+            if isinstance(item.outcome, FineTuned)
+        )
+        for target in record.targets
     )
     trained = (
         sum(step.val_accuracy is not None for step in target.steps) for target in record.targets
@@ -205,7 +210,7 @@ def _spent(record: RunRecord) -> Spent:
     return Spent(
         candidates=max(trained),
         most_trials=max(map(most_trials, exported)),
-        train_s=seconds,
+        train_s=max(seconds),
     )
 
 

@@ -31,6 +31,14 @@ class Move:
     recovers: bool
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A candidate that was trained: whether it met the floor, and whether it was a recovery."""
+
+    met: bool
+    recovers: bool = False
+
+
 class Ladder(Parallel):
     """Climbs down a ladder of structures."""
 
@@ -118,45 +126,49 @@ def _allowed(
     return [rung for widths, rung in found.items() if widths != dense]
 
 
-def attempts_of(decisions: Sequence[Decision]) -> list[bool]:
-    """Whether each rung met the floor in the end: decisions about one that was trained further are
-    one attempt."""
-    found: list[bool] = []
+def attempts_of(decisions: Sequence[Decision]) -> list[Attempt]:
+    """Each rung that was tried, and what came of it in the end: decisions about one that was
+    trained further are one attempt."""
+    found: list[Attempt] = []
+    reached: Structure | None = None
     for decision in decisions:
+        recovers = decision.structure == reached
         if decision.trained_further:
-            found.pop()
-        found.append(decision.accepted)
+            recovers = found.pop().recovers
+        found.append(Attempt(met=decision.accepted, recovers=recovers))
+        if decision.accepted:
+            reached = decision.structure
     return found
 
 
 def next_move(
-    rungs: int, attempts: Sequence[bool], trained_long: int = 0, *, had_enough: bool = True
+    rungs: int, attempts: Sequence[Attempt], trained_long: int = 0, *, had_enough: bool = True
 ) -> Move | None:
     """What follows these attempts; None at the end of the ladder.
 
     The first steps are a quarter of the ladder. A single step that misses the floor is tried once
     more after further training, and again until the search ``had_enough`` of trainings; and once
-    more where the network was trained for long after the first ``trained_long`` attempts. Training
-    that gains nothing ends the climb: the same training again would be no other.
+    more where the network was last trained for long after the first ``trained_long`` attempts.
+    Training that gains nothing ends the climb: the same training again would be no other.
     """
     reached, step = -1, max(1, rungs // 4)
-    recovers = recovered = ended = False
-    for number, met in enumerate(attempts):
-        is_last = number == len(attempts) - 1
+    recovered = missed_single = gained_nothing = False
+    for number, attempt in enumerate(attempts):
         if number and number == trained_long:
-            recovers, recovered, ended = False, True, False
-        if recovers:
-            recovers, recovered, ended = False, met, not met
-        elif met:
+            recovered = True
+        gained_nothing = attempt.recovers and not attempt.met
+        missed_single = not attempt.recovers and not attempt.met and step == 1
+        if attempt.recovers:
+            recovered = attempt.met
+        elif attempt.met:
             reached, recovered = min(reached + step, rungs - 1), False
-        elif step > 1:
-            step //= 2
-        elif recovered and had_enough and is_last:
-            ended = True
         else:
-            recovers = True
-    if trained_long and trained_long == len(attempts):
-        recovers = ended = False
-    if ended or reached == rungs - 1 or (recovers and reached < 0):
+            step = max(1, step // 2)
+    if reached == rungs - 1:
         return None
-    return Move(rung=reached if recovers else min(reached + step, rungs - 1), recovers=recovers)
+    if not trained_long or trained_long < len(attempts):
+        if gained_nothing or (missed_single and (reached < 0 or (recovered and had_enough))):
+            return None
+        if missed_single:
+            return Move(rung=reached, recovers=True)
+    return Move(rung=min(reached + step, rungs - 1), recovers=False)

@@ -130,6 +130,15 @@ def test_a_program_transplanted_to_its_own_width_is_itself(worker: TuningWorker)
         assert [program_id(workload.task.task_id, text) for text in texts] == [parent.program_id]
 
 
+def test_no_variant_of_a_transplant_is_there_twice(worker: TuningWorker) -> None:
+    """Moving a block to a place where it cannot be computed gives what another variant is."""
+    workload = conv_of(bundle_of(worker, Plain, (16, 16)))
+    for parent in searched(worker, Plain):
+        found = worker._tuner.space.transplant(workload.module, workload.axes, parent.trace, 12)
+        names = [program_id(workload.task.task_id, trace_text(schedule)) for schedule in found]
+        assert len(names) > 3 and len(set(names)) == len(names)
+
+
 def test_no_transplant_where_the_vector_factor_cannot_shrink(worker: TuningWorker) -> None:
     parents = searched(worker, Plain)
     workload = conv_of(bundle_of(worker, Plain, (16, 31)))

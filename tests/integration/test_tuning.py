@@ -235,13 +235,14 @@ def test_a_round_is_measured_while_the_next_is_searched(
     assert trials(table, tuned) == {FIRST: 2, SECOND: 2}
 
 
-@pytest.mark.parametrize("stored", [1, 5])
+@pytest.mark.parametrize(("stored", "meanwhile"), [(1, False), (5, False), (5, True)])
 def test_a_killed_work_goes_on_where_it_was(
     worker: TuningWorker,
     table: Table,
     asked: list[str],
     proposed: dict[tuple[str, int], list[str]],
     stored: int,
+    meanwhile: bool,
 ) -> None:
     """``proposed`` asserts that every round proposes after the restart what it did before."""
 
@@ -252,14 +253,14 @@ def test_a_killed_work_goes_on_where_it_was(
     work = tune_work(4, FIRST, SECOND)
     table.before_add = kill
     with pytest.raises(Interrupted):
-        restarted(worker).tune(work)
+        restarted(worker, searches_meanwhile=meanwhile).tune(work)
     before = table.all_programs()
     assert len(before) == stored and proposed
     measured_and_lost = asked[stored:]
     asked.clear()
     table.before_add = None
 
-    tuned = restarted(worker).tune(work)
+    tuned = restarted(worker, searches_meanwhile=meanwhile).tune(work)
     assert trials(table, tuned) == {FIRST: 4, SECOND: 4}
     assert {program.program_id for program in before}.isdisjoint(asked)
     assert len(set(asked)) == len(asked) and set(measured_and_lost) <= set(asked)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import fake_world
 import pytest
+from driver_world import go
 
+from orchestrator.compare.comparison import spent_in
 from orchestrator.compare.methods import (
     BASELINES,
     OURS,
@@ -47,6 +49,20 @@ def test_the_quick_form_is_smaller_in_everything() -> None:
     assert small.data.arguments["train"] == 4000
     assert small.fine_tune.short_epochs == 1 and small.fine_tune.long_epochs == 4
     assert small.tune.trials_per_task == 8 and small.budget.max_rounds == 20
+
+
+def test_of_several_targets_the_one_that_trained_for_longest_counts(tmp_path: Path) -> None:
+    """What one target trained for nobody else is no time that a baseline gets on another."""
+    record = go(tmp_path, fake_world.config())
+    (target,) = record.targets
+    trained_s = spent_in(record).train_s
+    parts = [
+        target.model_copy(update={"steps": steps, "current": None, "final": None})
+        for steps in (target.steps[:1], target.steps[1:])
+    ]
+    config = record.config.model_copy(update={"targets": record.config.targets * 2})
+    shared_out = record.model_copy(update={"targets": tuple(parts), "config": config})
+    assert 0.0 < spent_in(shared_out).train_s < trained_s
 
 
 def test_trials_are_one_setting() -> None:

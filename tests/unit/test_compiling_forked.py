@@ -40,7 +40,14 @@ def run(
     parallel: int = 2,
     working: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[dict[str, Any]]:
-    return run_forked(jobs, timeout_s=timeout_s, wait_s=wait_s, parallel=parallel, working=working)
+    return run_forked(
+        jobs,
+        timeout_s=timeout_s,
+        wait_s=wait_s,
+        parallel=parallel,
+        working=working,
+        folder=Path(tempfile.gettempdir()),
+    )
 
 
 def take(seconds: float) -> tuple[float, float]:
@@ -86,6 +93,7 @@ def test_temporary_files_are_gone_with_their_job(
     jobs = [writes(then) for then in (crash, hang, fail, number(1))]
     found = run(*jobs, timeout_s=1.0)
     assert ["error" in result for result in found] == [True, True, True, False]
+    assert [result.get("unfinished", False) for result in found] == [False, True, False, False]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +119,7 @@ def test_crash_hang_and_exception_cost_their_own_result_alone() -> None:
     found = run(crash, hang, fail, lambda: os._exit(3), number(4), timeout_s=1.0, parallel=5)
     assert time.monotonic() - began < 10
     assert found[0] == {"error": "crashed with SIGSEGV"}
-    assert found[1] == {"error": "took longer than 1 s"}
+    assert found[1] == {"error": "took longer than 1 s", "unfinished": True}
     assert found[2] == {"error": "ValueError: first\nlast line"}
     assert found[3] == {"error": "ended without a result"}
     assert found[4]["value"] == 4
@@ -137,7 +145,7 @@ def test_the_time_limit_counts_from_when_the_child_has_the_cores() -> None:
     os.close(gate)
     os.close(opener)
     assert found[0]["value"] == 1
-    assert found[1] == {"error": "took longer than 0.4 s"}
+    assert found[1] == {"error": "took longer than 0.4 s", "unfinished": True}
 
 
 def test_waiting_for_the_cores_is_bounded() -> None:
@@ -147,7 +155,8 @@ def test_waiting_for_the_cores_is_bounded() -> None:
         yield
 
     found = run(number(1), number(2), wait_s=0.2, working=never)
-    assert found == [{"error": "waited longer than 0.2 s for the host's cores"}] * 2
+    late = {"error": "waited longer than 0.2 s for the host's cores", "unfinished": True}
+    assert found == [late] * 2
 
 
 def test_cores_that_are_refused_are_the_jobs_failure() -> None:
@@ -172,12 +181,13 @@ def test_large_results_come_whole() -> None:
     assert [result["text"] for result in found] == texts
 
 
-def test_children_end_with_the_process_that_forked_them() -> None:
+def test_children_end_with_the_process_that_forked_them(tmp_path: Path) -> None:
     script = (
-        "import os, signal; from contextlib import nullcontext; "
+        "import os, signal; from contextlib import nullcontext; from pathlib import Path; "
         "from workers.compiling.forked import run_forked\n"
         "def hang():\n    print(os.getpid(), flush=True)\n    signal.pause()\n"
-        "run_forked([hang], timeout_s=60, wait_s=60, parallel=1, working=nullcontext)"
+        "run_forked([hang], timeout_s=60, wait_s=60, parallel=1, working=nullcontext, "
+        f"folder=Path({str(tmp_path)!r}))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT

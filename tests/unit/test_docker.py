@@ -76,6 +76,14 @@ def test_the_launchers_file_is_one_for_ray() -> None:
     config = yaml.safe_load((DOCKER / "cluster.yaml").read_text())
     validate_config(prepare_config(config))
     assert "--env=RAY_ADDRESS=auto" in config["docker"]["head_run_options"]
+    volumes = [o for o in config["docker"]["run_options"] if o.endswith(":/tmp/cprune-1000")]
+    assert volumes and "=/" not in volumes[0], "a folder of the host would be root's"
+
+
+def test_the_image_has_what_the_launcher_calls_inside(instructions: list[tuple[str, str]]) -> None:
+    installed = " ".join(rest for name, rest in instructions if name == "RUN")
+    assert {"rsync", "openssh-client"} <= set(installed.split())
+    assert "ssh_private_key" in yaml.safe_load((DOCKER / "cluster.yaml").read_text())["auth"]
 
 
 def test_documented_files_are_there() -> None:

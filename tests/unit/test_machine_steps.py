@@ -246,8 +246,12 @@ def test_a_candidate_whose_training_diverges_is_rejected_and_the_search_goes_on(
     assert isinstance(world.go_on(following, Done), Done)
 
 
-def test_a_candidate_that_does_not_run_whole_is_rejected_and_the_search_goes_on() -> None:
-    world = World(fake_world.config())
+@pytest.mark.parametrize("policy", ["parallel", "predictor", "paper", "netadapt", "original"])
+def test_a_candidate_that_does_not_run_whole_is_rejected_and_the_search_goes_on(
+    policy: str,
+) -> None:
+    prune = {"max_accuracy_drop": 0.03, "policy": policy}
+    world = World(fake_world.config(prune=prune, budget={"max_rounds": 60}))
     state = world.until(Judging)
     assert isinstance(state, Judging)
     failed = Compared(comparison=None, failed="the whole network did not run", device_s=0.1)

@@ -12,7 +12,7 @@ from machine_world import World
 from orchestrator import machine
 from orchestrator.policies.base import View
 from orchestrator.policies.candidates import rank_tasks
-from orchestrator.policies.ladder import Move, attempts_of, next_move
+from orchestrator.policies.ladder import Attempt, Move, attempts_of, next_move
 from orchestrator.policies.netadapt import STEP, NetAdapt
 from orchestrator.policies.screen import Rejection
 from orchestrator.search_parts import rejected
@@ -70,10 +70,10 @@ def search(policy: PolicyName, **prune: object) -> tuple[World, Done, list[AnySt
 def climb(rungs: int, lowest: int, least: int = 0) -> list[Move]:
     """All moves of a search in which rungs up to ``lowest`` meet the floor."""
     moves: list[Move] = []
-    met: list[bool] = []
-    while (move := next_move(rungs, met, had_enough=len(met) >= least)) is not None:
+    made: list[Attempt] = []
+    while (move := next_move(rungs, made, had_enough=len(made) >= least)) is not None:
         moves.append(move)
-        met.append(move.recovers or move.rung <= lowest)
+        made.append(Attempt(move.recovers or move.rung <= lowest, move.recovers))
         assert len(moves) < 100
     return moves
 
@@ -95,26 +95,40 @@ def test_more_candidates_are_tried_where_the_other_side_had_more() -> None:
     assert len(climb(19, 5, least=20)) >= 20 > len(climb(19, 5))
 
 
+MET, MISSED = Attempt(met=True), Attempt(met=False)
+GAINED, LOST = Attempt(met=True, recovers=True), Attempt(met=False, recovers=True)
+
+
 def test_training_that_costs_accuracy_ends_the_climb() -> None:
-    assert next_move(4, [True, False]) == Move(0, recovers=True)
+    assert next_move(4, [MET, MISSED]) == Move(0, recovers=True)
     for had_enough in (True, False):
-        assert next_move(4, [True, False, False], had_enough=had_enough) is None
+        assert next_move(4, [MET, MISSED, LOST], had_enough=had_enough) is None
+
+
+DOWN = [MET, MISSED, GAINED, MISSED]
+"""Rung 0, not 1; further training; still not 1."""
 
 
 def test_the_climb_goes_on_after_a_long_training() -> None:
-    down = [True, False, True, False]  # rung 0, not 1; further training; still not 1
-    assert next_move(4, down) is None
-    assert next_move(4, down, len(down)) == Move(1, recovers=False)
-    assert next_move(4, [*down, True], len(down)) == Move(2, recovers=False)
-    assert next_move(4, [*down, False], len(down)) is None
+    assert next_move(4, DOWN) is None
+    assert next_move(4, DOWN, len(DOWN)) == Move(1, recovers=False)
+    assert next_move(4, [*DOWN, MET], len(DOWN)) == Move(2, recovers=False)
+    assert next_move(4, [*DOWN, MISSED], len(DOWN)) is None
+
+
+def test_after_another_long_training_it_goes_on_below_what_was_reached_since_the_first() -> None:
+    lower = [*DOWN, *DOWN]  # after the first long training rung 1, not 2
+    assert next_move(4, lower, len(DOWN)) is None
+    assert next_move(4, lower, len(lower)) == Move(2, recovers=False)
+    assert next_move(4, [*lower, MET], len(lower)) == Move(3, recovers=False)
 
 
 def test_there_is_nothing_to_climb_on_an_empty_ladder() -> None:
     assert next_move(0, []) is None
 
 
-def test_a_rung_that_was_trained_further_is_one_attempt() -> None:
-    first = Decision(
+def decision(*, accepted: bool = False, trained_further: int = 0) -> Decision:
+    return Decision(
         round=1,
         candidate_id="a",
         task_id="",
@@ -122,13 +136,25 @@ def test_a_rung_that_was_trained_further_is_one_attempt() -> None:
         groups=(),
         structure=Structure(),
         screen_key=None,
-        accepted=False,
+        accepted=accepted,
         reason="",
+        trained_further=trained_further,
     )
-    further = first.model_copy(update={"trained_further": 1, "accepted": True})
-    assert attempts_of([first]) == [False]
-    assert attempts_of([first, further]) == [True]
-    assert attempts_of([first, further, first]) == [True, False]
+
+
+def test_a_rung_that_was_trained_further_is_one_attempt() -> None:
+    first, further = decision(), decision(accepted=True, trained_further=1)
+    narrower = first.model_copy(update={"structure": Structure(widths={"deep": 8})})
+    assert attempts_of([first]) == [MISSED]
+    assert attempts_of([first, further]) == [MET]
+    assert attempts_of([first, further, narrower]) == [MET, MISSED]
+
+
+def test_a_candidate_at_the_widths_that_were_reached_is_a_recovery() -> None:
+    reached = decision(accepted=True)
+    assert attempts_of([reached, decision()]) == [MET, LOST]
+    further = decision(accepted=True, trained_further=1)
+    assert attempts_of([reached, decision(), further]) == [MET, GAINED]
 
 
 # ------------------------------------------------------------------------ whole searches

@@ -55,6 +55,7 @@ def _run(jobs: list[Callable[[], dict[str, Any]]], payload: dict[str, Any]) -> l
         wait_s=_WAIT_S,
         parallel=payload["parallel"],
         working=_working(payload.get("cores")),
+        folder=Path(payload["folder"]),
     )
 
 

@@ -19,13 +19,15 @@ class Library:
     """A built library, or why there is none.
 
     ``arguments`` are element type and shape of each argument of its ``main``. ``is_timed_cold``:
-    all of them but the first are out of the device's caches whenever it is timed.
+    all of them but the first are out of the device's caches whenever it is timed. ``unfinished``:
+    the error is a time limit or a lost builder, for which a busy machine may be the cause.
     """
 
     path: Path
     arguments: tuple[tuple[str, tuple[int, ...]], ...] = ()
     seconds: float = 0.0
     error: str = ""
+    unfinished: bool = False
     is_timed_cold: bool = False
 
 
@@ -65,7 +67,8 @@ class Builder:
             return []
         items = [{"module": job.module, "path": str(job.path), "form": job.form} for job in jobs]
         limit_s = _GRACE_S + 600.0 + (timeout_s + 1) * len(jobs)
-        answers = self._call("programs", {"items": items}, timeout_s, limit_s, len(jobs))
+        payload = {"items": items, "folder": str(jobs[0].path.parent)}
+        answers = self._call("programs", payload, timeout_s, limit_s, len(jobs))
         return [_library(job.path, answer) for job, answer in zip(jobs, answers, strict=True)]
 
     def build_network(
@@ -85,6 +88,7 @@ class Builder:
                 "programs": programs,
                 "weights": str(stored),
                 "path": str(path),
+                "folder": str(path.parent),
             }
             answer = self._call("network", payload, timeout_s, _GRACE_S + 600.0 + timeout_s, 1)[0]
         finally:
@@ -108,12 +112,13 @@ class Builder:
         try:
             answer = self._process.call(method, request, timeout_s=limit_s)
         except (ProcessDied, ProcessTimeout) as error:
-            return [{"error": f"the builder was replaced: {error}"}] * count
+            lost = {"error": f"the builder was replaced: {error}", "unfinished": True}
+            return [lost] * count
         return list(answer["results"])
 
 
 def _library(path: Path, answer: dict[str, Any]) -> Library:
     if "error" in answer:
-        return Library(path, error=answer["error"])
+        return Library(path, error=answer["error"], unfinished=answer.get("unfinished", False))
     arguments = tuple((dtype, tuple(shape)) for dtype, shape in answer.get("arguments", ()))
     return Library(path, arguments, answer["seconds"])

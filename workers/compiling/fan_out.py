@@ -24,6 +24,7 @@ class Built:
     arguments: tuple[tuple[str, tuple[int, ...]], ...]
     seconds: float
     error: str
+    unfinished: bool = False
 
 
 class BuilderLost(RuntimeError):
@@ -110,7 +111,7 @@ def shared_out(jobs: int, parallel: Sequence[int]) -> list[list[int]]:
 
 def _written(path: Path, built: Built) -> Library:
     if built.error:
-        return Library(path, error=built.error)
+        return Library(path, error=built.error, unfinished=built.unfinished)
     partial = path.with_name(f"arriving-{path.name}")
     partial.write_bytes(built.data)
     os.replace(partial, path)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from device_agents.tether import die_with_parent
@@ -43,12 +44,15 @@ def run_forked(
     wait_s: float,
     parallel: int,
     working: Callable[[], AbstractContextManager[None]],
+    folder: Path,
 ) -> list[dict[str, Any]]:
     """Run every job in a child; return their results in order.
 
-    A result is what the job returned with ``seconds`` added, or ``{"error": text}``. ``timeout_s``
+    A result is what the job returned with ``seconds`` added, or ``{"error": text}``, where a limit
+    was reached with ``"unfinished": True``. ``timeout_s``
     counts from when the child has the cores (``working``), for which it may wait ``wait_s``. A
-    child ends with the thread that called, however that ends.
+    child ends with the thread that called, however that ends. Temporary files lie in ``folder``: of
+    children that are killed with their parent they stay there.
     """
     results: list[dict[str, Any]] = [{} for _ in jobs]
     waiting = list(enumerate(jobs))
@@ -57,7 +61,7 @@ def run_forked(
         while waiting or running:
             while waiting and len(running) < parallel:
                 position, job = waiting.pop(0)
-                child = _fork(position, job, working)
+                child = _fork(position, job, working, folder)
                 running[child.pipe] = child
             ready, _, _ = select.select(list(running), [], [], 0.05)
             for pipe in ready:
@@ -75,7 +79,7 @@ def run_forked(
                 if late:
                     del running[child.pipe]
                     _kill(child)
-                    results[child.position] = {"error": late}
+                    results[child.position] = {"error": late, "unfinished": True}
     finally:
         for child in running.values():
             _kill(child)
@@ -86,12 +90,13 @@ def _fork(
     position: int,
     job: Callable[[], dict[str, Any]],
     working: Callable[[], AbstractContextManager[None]],
+    parent_folder: Path,
 ) -> _Child:
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
-    folder = tempfile.mkdtemp(prefix="cprune-job-")
+    folder = tempfile.mkdtemp(prefix="job-", dir=parent_folder)
     pid = os.fork()
     if pid == 0:
         code = 1

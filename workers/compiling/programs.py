@@ -8,7 +8,6 @@ only the channel tiles re-split around the vector factor, it keeps that structur
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from typing import Any
 
@@ -75,8 +74,15 @@ class ScheduleSpace:
             return [unchanged] if unchanged is not None else []
         spatial = frozenset(range(len(axes.extents))) - frozenset(axes.reductions)
         texts = transplants(trace, axes.block, axes.extents, spatial, 2 * limit)
-        found = (self.process(module, text) for text in texts)
-        return list(itertools.islice((one for one in found if one is not None), limit))
+        found: dict[str, Schedule] = {}
+        for text in texts:
+            schedule = self.process(module, text)
+            if schedule is not None:
+                # TVM moves a place that is none to one that is, perhaps another variant's.
+                found.setdefault(search_part(trace_text(schedule)), schedule)
+            if len(found) == limit:
+                break
+        return list(found.values())
 
     def _postprocs(self, module: IRModule) -> list[Any]:
         context = ms.TuneContext(

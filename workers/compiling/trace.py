@@ -165,7 +165,7 @@ def neighbours(text: str, by: int) -> list[str]:
     """The trace's search part with one decision besides the tiles moved by one (``by`` 1 or -1),
     each time another: how far a block's loops are unrolled, or the loop at which it is computed.
 
-    Not every place is one where a block can be computed: applying such a trace fails.
+    Not every place is one where a block can be computed: TVM takes the one before it then.
     """
     instructions, decisions = json.loads(search_part(text))
     found = []

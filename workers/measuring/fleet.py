@@ -119,7 +119,8 @@ class Fleet:
 
         At least one, which waits for a device.
         """
-        self._gauges.sort(key=lambda gauge: (not gauge.is_open, gauge.pid is None))
+        # Not in place: another thread may ask for ``device_s`` meanwhile.
+        self._gauges = sorted(self._gauges, key=lambda one: (not one.is_open, one.pid is None))
         held = sum(gauge.is_open for gauge in self._gauges)
         wanted = min(programs, self._max_devices, max(1, held + self._free_devices()))
         while len(self._gauges) < wanted:

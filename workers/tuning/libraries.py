@@ -14,7 +14,7 @@ from schemas.network import Trained
 from schemas.table import NetworkTable
 from schemas.work import Compared, CompareWork, Tuned
 from workers.compiling.builder import Builder
-from workers.errors import UserError
+from workers.errors import LimitReached, UserError
 from workers.measuring.gauge import Attribution, Gauge, ProgramFailed
 from workers.tuning.bundle import Bundles
 from workers.tuning.finalists import TURNS, LineUp, inside_latencies, line_ups
@@ -82,7 +82,8 @@ class NetworkLibraries:
             self._config.tune.model_build_timeout_s,
         )
         if library.error:
-            raise UserError(
+            kind = LimitReached if library.unfinished else UserError
+            raise kind(
                 "tune.model_build_timeout_s",
                 f"the network's library did not build: {library.error}",
                 "raise it if that was the time limit",
@@ -156,7 +157,8 @@ class NetworkLibraries:
         """Measure two networks, paired and interleaved.
 
         No comparison, but the reason, for a candidate that does not build or run; the reference
-        has done both before. Raises ``UserError`` as ``build`` where it does not build now.
+        has done both before. Raises ``UserError`` as ``build`` where it does not build now, and
+        where a time limit ended the candidate's build: that says nothing of the candidate.
         """
         device_s = self._gauge.device_s
         comparison, failed = None, ""
@@ -169,6 +171,8 @@ class NetworkLibraries:
                 candidate,
                 work.reference.info.input_shape,
             )
+        except LimitReached:
+            raise
         except UserError as error:
             failed = str(error)
         except ProgramFailed as error:

@@ -23,7 +23,7 @@ from workers.compiling.builder import BuildJob, Library, ProgramBuilder
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import Workload
 from workers.compiling.trace import factors_of_loop
-from workers.errors import UserError
+from workers.errors import LimitReached, UserError
 from workers.measuring.gauge import Answer, Gauge, ProgramFailed, Question
 from workers.protocols import ProgramTable
 
@@ -151,7 +151,8 @@ class Trials:
         libraries = self._built_wholes(texts)
         for workload, library in zip(new.values(), libraries[len(suspects) :], strict=True):
             if library.error:
-                raise UserError(
+                kind = LimitReached if library.unfinished else UserError
+                raise kind(
                     "tune.build_timeout_s",
                     f"the untuned program of {workload.task.name}, which its programs' outputs are "
                     f"compared with, did not build: {library.error}",
