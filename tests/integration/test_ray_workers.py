@@ -26,7 +26,7 @@ from orchestrator.table_actor import LedgerClient, start_table
 from schemas.record import WorkRecord
 from schemas.work import PrepareWork, TuneWork
 from workers.context import RunContext
-from workers.errors import UserError
+from workers.errors import LimitReached, UserError
 from workers.ray_entry import TuningActor
 
 TESTS = Path(__file__).parents[1]
@@ -172,6 +172,7 @@ def test_failures_are_sorted_into_their_classes() -> None:
         pass
 
     assert sort_failure(UserError("a", "b")).kind == "user_error"
+    assert sort_failure(LimitReached("a", "a busy machine")).kind == "system_error"
     assert sort_failure(DeviceLost("gone")).kind == "device_lost"
     assert sort_failure(ray.exceptions.WorkerCrashedError()).kind == "worker_lost"
     assert sort_failure(OSError(28, "No space left on device")).kind == "system_error"

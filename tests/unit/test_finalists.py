@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import fake_world
 import pytest
 
-from schemas.config import PruneConfig, RunConfig
 from schemas.table import Program
 from workers.tuning.finalists import finalists, inside_latencies, line_ups
-from workers.tuning.libraries import NetworkLibraries
 from workers.tuning.stored import fastest
 
 THREADS = '[[["Parallel",["l0"],[],[]]],[]]'
@@ -78,17 +73,6 @@ def test_a_line_up_has_a_program_for_every_task_that_has_one() -> None:
         {"many": "c", "one": "z"},
     ]
     assert line_ups({"none": stored["none"]}, 3) == []
-
-
-def test_of_the_networks_libraries_only_the_last_few_stay(tmp_path: Path) -> None:
-    config = RunConfig(prune=PruneConfig(max_accuracy_drop=0.1))
-    part: Any = None
-    libraries = NetworkLibraries(part, part, part, part, config, tmp_path)
-    for number in (0, 1, 2, 3, 0, 4):  # the parent is used again
-        path = tmp_path / f"network-{number}.so"
-        libraries.make_room(path)
-        path.touch()
-    assert sorted(path.stem[-1] for path in tmp_path.iterdir()) == ["0", "2", "3", "4"]
 
 
 def test_a_device_that_changes_its_pace_between_turns_changes_no_verdict() -> None:

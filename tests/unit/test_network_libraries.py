@@ -1,0 +1,96 @@
+"""Libraries of whole networks: which stay on the disk, and what a comparison says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fake_world
+import pytest
+
+from schemas.config import PruneConfig, RunConfig
+from schemas.network import Structure, Trained
+from schemas.work import CompareWork
+from workers.errors import LimitReached, UserError
+from workers.measuring.gauge import ProgramFailed
+from workers.tuning.libraries import NetworkLibraries
+
+CONFIG = RunConfig(prune=PruneConfig(max_accuracy_drop=0.1))
+PART: Any = None
+
+
+def test_of_the_networks_libraries_only_the_last_few_stay(tmp_path: Path) -> None:
+    libraries = NetworkLibraries(PART, PART, PART, PART, CONFIG, tmp_path)
+    for number in (0, 1, 2, 3, 0, 4):  # the parent is used again
+        path = tmp_path / f"network-{number}.so"
+        libraries.make_room(path)
+        path.touch()
+    assert sorted(path.stem[-1] for path in tmp_path.iterdir()) == ["0", "2", "3", "4"]
+
+
+class Gauge:
+    """A device on which comparisons fail."""
+
+    device_s = 0.0
+
+    def compare(self, *question: Any) -> None:
+        raise ProgramFailed("crashed with SIGSEGV")
+
+    def release(self) -> None:
+        self.device_s += 1.0
+
+
+class Libraries(NetworkLibraries):
+    """``errors``: what the build of the "wide" or of the "narrow" network raises."""
+
+    errors: dict[str, Exception]
+
+    def build(self, trained: Trained, fraction: float | None = None) -> tuple[Path, str]:
+        name = "narrow" if trained.structure == NARROW else "wide"
+        if name in self.errors:
+            raise self.errors[name]
+        return Path("network.so"), "key"
+
+
+WIDE, NARROW = Structure(), Structure(widths={"deep": 8})
+WORK = CompareWork(
+    target="host",
+    reference=fake_world.network(WIDE),
+    candidate=fake_world.network(NARROW),
+    label="step",
+)
+
+
+def libraries(folder: Path, **errors: Exception) -> Libraries:
+    gauge: Any = Gauge()
+    found = Libraries(PART, PART, PART, gauge, CONFIG, folder)
+    found.errors = errors
+    return found
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ({"narrow": UserError("tune.model_build_timeout_s", "LLVM crashed")}, "LLVM crashed"),
+        ({}, "did not run on the device: crashed with SIGSEGV"),
+    ],
+)
+def test_a_candidate_that_does_not_build_or_run_has_no_comparison(
+    errors: dict[str, Exception], told: str, tmp_path: Path
+) -> None:
+    found = libraries(tmp_path, **errors).compare(WORK)
+    assert found.comparison is None and told in found.failed and found.device_s == 1.0
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        {"narrow": LimitReached("tune.model_build_timeout_s", "took longer than 9 s")},
+        {"wide": UserError("tune.model_build_timeout_s", "LLVM crashed")},
+    ],
+)
+def test_a_time_limit_and_a_reference_that_does_not_build_say_nothing_of_the_candidate(
+    errors: dict[str, Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError):
+        libraries(tmp_path, **errors).compare(WORK)
