@@ -227,7 +227,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--layers", type=_layers, default=LAYERS, help="FROM:TO, counted from 0")
     parser.add_argument("--trials", type=int, default=64)
-    parser.add_argument("--variants", type=int, default=4)
+    parser.add_argument("--variants", type=int, default=TuneConfig().transplant_variants)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--rows", type=Path, help="keeps the rows, and goes on with them")
     arguments = parser.parse_args()
