@@ -19,6 +19,9 @@ from tvm.s_tir.meta_schedule.cost_model.xgb_model import FeatureGroup, XGBConfig
 from schemas.table import Sample
 
 _FAILED_MS = 1e10
+_BINS = 64
+"""Of a feature's values. XGBoost's 256 rank no better and take 2.3 times as long to train
+(benchmarks/EXPERIMENTS.md, bins of the cost model)."""
 
 Features = np.ndarray[Any, Any]
 """A row of float32 for each statement of a program that stores something."""
@@ -32,6 +35,12 @@ def packed(features: Features) -> bytes:
 def unpacked(data: bytes, columns: int) -> Features:
     """What was packed, of so many columns."""
     return np.frombuffer(zlib.decompress(data), dtype="float32").reshape(-1, columns)
+
+
+class _Config(XGBConfig):
+    def to_dict(self) -> dict[str, Any]:
+        """XGBoost's parameters."""
+        return {**super().to_dict(), "max_bin": _BINS}
 
 
 class RecordModel:
@@ -80,7 +89,7 @@ class RecordModel:
         Programs whose features are not kept are left out.
         """
         model = XGBModel(
-            config=XGBConfig(nthread=1, seed=seed),
+            config=_Config(nthread=1, seed=seed, tree_method="hist"),
             num_warmup_samples=self._min_samples,
             early_stopping_rounds=20,
             adaptive_training=False,
