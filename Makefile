@@ -10,7 +10,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.cprune-installed
 NEEDED_GB := 9
 
-.PHONY: quickstart test test-all lint types format clean benchmarks bench-tuning bench-code bench-scaling bench-verdicts bench-cost-model bench-networks compare setup
+.PHONY: quickstart test test-all lint types format clean bench-transplant bench-tuning bench-code bench-scaling bench-verdicts bench-cost-model bench-networks compare setup
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(STAMP)
@@ -37,7 +37,7 @@ format: $(STAMP)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-benchmarks: $(STAMP)
+bench-transplant: $(STAMP)
 	$(PYTHON) benchmarks/transplant.py $(ARGS)
 
 bench-tuning: $(STAMP)
