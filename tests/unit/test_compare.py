@@ -418,7 +418,7 @@ def test_a_row_that_was_given_less_than_ours_took_since_begins_again(
     world.go(methods)
     before = world.record("uniform-l1")
     more = Spent(candidates=40, most_trials=before.config.tune.final_trials_per_task, train_s=1.0)
-    monkeypatch.setattr(comparison, "_spent", lambda record: more)
+    monkeypatch.setattr(comparison, "spent_in", lambda record: more)
     world.go(methods)
     assert world.record("uniform-l1").config.prune.least_candidates == 40
     assert world.record("uniform-l1.before-1") == before
@@ -435,7 +435,7 @@ def test_rows_that_ended_before_stay_in_the_table_when_one_is_asked_for(
         "uniform-l1",
     ]
     more = Spent(candidates=40, most_trials=1, train_s=1.0)
-    monkeypatch.setattr(comparison, "_spent", lambda record: more)
+    monkeypatch.setattr(comparison, "spent_in", lambda record: more)
     assert [row.method for row in world.go((OURS, "fpgm")).rows] == ["dense", OURS, "fpgm"]
 
 
