@@ -407,29 +407,30 @@ def test_a_whole_network_outlives_one_loss_of_the_local_device(
     assert strikes.asked == 2
 
 
-def test_a_whole_network_over_which_the_device_is_lost_twice_fails(
-    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
+def _raises(gauge: Gauge, found: Libraries) -> object:
+    return gauge.run("run", found.triple, IMAGES[:, :, :2], 2)
+
+
+def _program(gauge: Gauge, found: Libraries) -> object:
+    return gauge.measure("add", found.add)
+
+
+@pytest.mark.parametrize(
+    ("method", "losses", "ask", "asked"),
+    [("pair", 2, WHOLE_NETWORKS["pair"], 2), ("run", 0, _raises, 1), ("program", 1, _program, 1)],
+    ids=["a network that loses the device twice", "a network that raises", "a program"],
+)
+def test_what_is_asked_no_more_has_failed_and_the_device_goes_on(
+    device: Device,
+    libraries: Libraries,
+    method: str,
+    losses: int,
+    ask: Ask,
+    asked: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    strikes = Strikes(device, "pair", 2, monkeypatch)
+    strikes = Strikes(device, method, losses, monkeypatch)
     with pytest.raises(ProgramFailed):
-        WHOLE_NETWORKS["pair"](device.gauge, libraries)
-    assert strikes.asked == 2
-
-
-def test_a_whole_network_that_raises_is_asked_once(
-    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strikes = Strikes(device, "run", 0, monkeypatch)
-    with pytest.raises(ProgramFailed):
-        device.gauge.run("run", libraries.triple, IMAGES[:, :, :2], 2)
-    assert strikes.asked == 1
-
-
-def test_a_program_over_which_the_device_is_lost_is_asked_once(
-    device: Device, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strikes = Strikes(device, "program", 1, monkeypatch)
-    with pytest.raises(ProgramFailed):
-        device.gauge.measure("add", libraries.add)
-    assert strikes.asked == 1
+        ask(device.gauge, libraries)
+    assert strikes.asked == asked
     assert device.gauge.measure("add", libraries.add).run_ms

@@ -144,6 +144,25 @@ def test_a_training_that_may_diverge_keeps_its_best_epoch(splits: Splits) -> Non
     assert train(_network(), splits, RECIPE, 0, threads=1, may_diverge=True).diverged == ""
 
 
+def test_an_epoch_whose_last_step_breaks_the_weights_is_not_the_best(
+    splits: Splits,
+) -> None:
+    """Outputs that are no numbers name the first class, and here that is always right."""
+    images = splits.validation.images
+    firsts = TensorImages(images, torch.zeros(len(images), dtype=torch.int64))
+    lucky = replace(splits, validation=firsts)
+    update = {
+        "learning_rate": 1e38,
+        "schedule": "constant",
+        "epochs": 1,
+        "batch_size": len(splits.train),
+    }
+    network = _network()
+    outcome = train(network, lucky, RECIPE.model_copy(update=update), 0, threads=1)
+    assert [epoch.val_accuracy > 0.0 for epoch in outcome.history] == [True, False]
+    assert outcome.best_epoch == 0
+
+
 def test_a_loss_that_no_learning_rate_mends_names_its_cause(splits: Splits) -> None:
     network = _network()
     with torch.no_grad():

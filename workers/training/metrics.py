@@ -20,15 +20,16 @@ def accuracy_of_logits(logits: Tensor, labels: Tensor, metric: str = "top1") -> 
     """The metric of logits ``(N, classes)`` against labels ``(N,)``, from 0 to 1.
 
     ``metric`` is ``top1`` (share of images whose largest logit is their class), ``top5`` (whose
-    class is among the five largest) or
-    ``module:function(logits, labels)``. Raises ``UserError`` when the user's function fails or
-    gives no number from 0 to 1.
+    class is among the five largest) or ``module:function(logits, labels)``. For the first two an
+    image with a logit that is not a number is none of its class, whatever comes first. Raises
+    ``UserError`` when the user's function fails or gives no number from 0 to 1.
     """
     if metric == "top1":
-        return int((logits.argmax(1) == labels).sum()) / len(labels)
+        return int(((logits.argmax(1) == labels) & ~logits.isnan().any(1)).sum()) / len(labels)
     if metric == "top5":
         five = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        return int((five == labels[:, None]).any(1).sum()) / len(labels)
+        found = (five == labels[:, None]).any(1) & ~logits.isnan().any(1)
+        return int(found.sum()) / len(labels)
     function: Callable[[Tensor, Tensor], Any] = resolve_reference(metric, "metric")
     try:
         value = float(function(logits, labels))

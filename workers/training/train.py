@@ -220,10 +220,9 @@ class _Run:
             )
 
     def keep_if_best(self, model: nn.Module, loss: float | None, accuracy: float) -> None:
-        """Notes a finished epoch (0: as the network came); of equal epochs the first is kept, and
-        none whose last step broke the weights, whatever class such a network then names."""
+        """Notes a finished epoch (0: as the network came); of equal epochs the first is kept."""
         self.history.append(Epoch(len(self.history), loss, accuracy))
-        if accuracy > self.best_accuracy and not not_finite(model.state_dict()):
+        if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
             self.best_weights = copy.deepcopy(model.state_dict())
 
