@@ -19,12 +19,12 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(PYTHON) -m pytest -m "not slow and not drill" $(ARGS)
 
-# What measures on a device or runs a whole cluster has the machine to itself; the rest needs one
-# core and no quiet machine, and runs two at a time.
+# What measures on a device or stops and freezes devices has the machine to itself; the rest needs
+# no quiet machine, and runs two at a time (a group's tests on one worker: they share a fixture).
 BY_THEMSELVES := contract drills integration
 test-all: $(STAMP)
 	$(PYTHON) -m pytest $(BY_THEMSELVES:%=tests/%) $(ARGS)
-	$(PYTHON) -m pytest -n 2 --dist worksteal $(BY_THEMSELVES:%=--ignore=tests/%) $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadgroup $(BY_THEMSELVES:%=--ignore=tests/%) $(ARGS)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)

@@ -7,9 +7,13 @@ retry budget of their own.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import subprocess
-from collections.abc import Hashable, Mapping, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,9 @@ WORKER_ERRORS = frozenset({"ProcessDied", "ProcessTimeout", "BrokenProcessPool"}
 
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads of a trainer that wait must not spin on cores that others compute or measure on."""
+
+_GPU_PARTS = 10_000
+"""Ray rounds shares of a GPU to so many parts, and six rounded up would not fit."""
 
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 _log = logging.getLogger(__name__)
@@ -166,13 +173,16 @@ class RayWorkers:
             ray.kill(actor)
 
 
-def training_needs(machines: Sequence[Mapping[str, float]], at_once: int) -> dict[str, int]:
-    """What Ray is to give one training: a GPU where there are any, with its share of the CPUs,
-    which read the images; otherwise the CPUs that each of those ``at_once`` can have anywhere."""
+def training_needs(machines: Sequence[Mapping[str, float]], at_once: int) -> dict[str, float]:
+    """What Ray is to give each of ``at_once`` trainings: where there are GPUs one of them, or its
+    share where they are too few, with as much of their machine's CPUs, which read the images;
+    otherwise the CPUs that each can have anywhere."""
     with_gpus = [machine for machine in machines if machine.get("GPU", 0.0) >= 1.0]
     if with_gpus:
-        cpus = min(machine.get("CPU", 0.0) / machine["GPU"] for machine in with_gpus)
-        return {"num_gpus": 1, "num_cpus": max(1, int(cpus))}
+        sharing = math.ceil(at_once / sum(machine["GPU"] for machine in with_gpus))
+        cpus = min(machine.get("CPU", 0.0) / machine["GPU"] for machine in with_gpus) / sharing
+        share = math.floor(_GPU_PARTS / sharing) / _GPU_PARTS
+        return {"num_gpus": share, "num_cpus": max(1, int(cpus))}
     cpus = min((m["CPU"] for m in machines if m.get("CPU", 0.0) >= 1.0), default=1.0)
     return {"num_cpus": max(1, int(cpus / at_once))}
 
@@ -252,6 +262,11 @@ def _connect(config: RunConfig) -> _Connection:
     if ray.is_initialized():
         return _Connection(made_here=False)
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    with _own_handler(signal.SIGTERM):
+        return _start(config, address)
+
+
+def _start(config: RunConfig, address: str | None) -> _Connection:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         ray.init(address=address, runtime_env={"env_vars": _WORKER_ENVIRONMENT}, **quiet)
@@ -268,6 +283,17 @@ def _connect(config: RunConfig) -> _Connection:
         )
         return _Connection(made_here=True, reaper=reaper)
     return _Connection(made_here=True)
+
+
+@contextmanager
+def _own_handler(number: signal.Signals) -> Iterator[None]:
+    """Put back how this process takes the signal: Ray's way prints its stack first."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
 
 
 def _handle(ref: Any) -> Hashable:

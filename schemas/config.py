@@ -166,7 +166,7 @@ class FineTuneConfig(Section):
     distillation_temperature: float = Field(
         default=4.0, gt=0.0, description="What both networks' outputs are divided by for it."
     )
-    max_parallel: int = Field(default=2, ge=1, description="Candidates trained at once.")
+    max_parallel: int = Field(default=2, ge=1, description="Trained at once, on shared GPUs too.")
 
 
 PolicyName = Literal["parallel", "paper", "predictor", "uniform", "global", "netadapt", "original"]

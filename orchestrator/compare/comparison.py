@@ -23,7 +23,7 @@ from orchestrator.compare.methods import (
     Spent,
     method_config,
 )
-from orchestrator.compare.page import render
+from orchestrator.compare.page import as_text, render
 from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
@@ -65,8 +65,8 @@ def compare(
     """Run what is not done yet, measure all final networks; the tables, one for each target.
 
     Rows of other methods that ended before stay in the tables. Another method than ours that cannot
-    run has no row and is named with the reason. Writes ``comparison.json``, ``.csv`` and ``.html``
-    into ``folder``. Given again, it goes on where it was.
+    run has no row and is named with the reason. Writes ``comparison.json``, ``.csv``, ``.txt`` and
+    ``.html`` into ``folder``. Given again, it goes on where it was.
 
     Raises:
         ComparisonStopped: a run failed or was stopped, or no device answered at the end.
@@ -107,10 +107,11 @@ def compare(
 
 
 def write(tables: Sequence[MethodTable], folder: Path) -> None:
-    """The comparison as JSON, CSV and a page."""
+    """The comparison as JSON, CSV, text and a page."""
     content = [table.model_dump(mode="json") for table in tables]
     replace_file(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
     replace_file(folder / "comparison.csv", as_csv(tables))
+    replace_file(folder / "comparison.txt", as_text(tables))
     replace_file(folder / "comparison.html", render(tables))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from orchestrator.compare.methods import ABLATIONS, BASELINES, DENSE, OURS
+from orchestrator.console import table_text
 from orchestrator.report import drawing
 from orchestrator.report.html import (
     big,
@@ -175,6 +176,17 @@ def _candidates(row: MethodRow) -> str:
     """Those decided upon, with the cuts among them where they are fewer."""
     cuts = f" ({count(row.cuts, 'cut')})" if row.cuts != row.decided else ""
     return f"{row.decided}{cuts}{', capped' if row.capped else ''}"
+
+
+def as_text(tables: Sequence[MethodTable]) -> str:
+    """All columns of all tables as plain text, each with its headline and remarks."""
+    headings = [heading.removeprefix("*") for heading in HEADINGS]
+    return "\n".join(
+        f"{found.target}: {headline(found)}\n\n"
+        + table_text(headings, [cells(row) for row in found.rows])
+        + "".join(f"\n{remark}\n" for remark in remarks(found))
+        for found in tables
+    )
 
 
 def console_table(found: MethodTable) -> tuple[list[str], list[list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -165,6 +166,14 @@ def test_a_training_gets_its_share_of_the_smallest_machine() -> None:
     gpus = [{"CPU": 4.0}, {"CPU": 32.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 1.0}]
     assert training_needs(gpus, 2) == {"num_gpus": 1, "num_cpus": 8}
     assert training_needs([{"GPU": 2.0}], 2) == {"num_gpus": 1, "num_cpus": 1}
+
+
+@pytest.mark.parametrize(("at_once", "gpus"), [(2, 1), (4, 3), (6, 1), (7, 2)])
+def test_trainings_share_gpus_that_are_fewer(at_once: int, gpus: int) -> None:
+    needs = training_needs([{"CPU": 16.0 * gpus, "GPU": float(gpus)}], at_once)
+    on_each = math.floor(1.0 / round(needs["num_gpus"], 4))
+    assert on_each * gpus >= at_once
+    assert on_each * needs["num_cpus"] <= 16
 
 
 def test_failures_are_sorted_into_their_classes() -> None:

@@ -117,8 +117,8 @@ def test_every_method_has_a_row_and_the_files_hold_them_all(whole: Whole) -> Non
     assert content == [table.model_dump(mode="json")]
     lines = list(csv.DictReader((world.folder / "comparison.csv").read_text().splitlines()))
     assert [line["method"] for line in lines] == [row.method for row in table.rows]
-    page = (world.folder / "comparison.html").read_text()
-    assert all(row.method in page for row in table.rows)
+    page, text = ((world.folder / f"comparison.{kind}").read_text() for kind in ("html", "txt"))
+    assert all(row.method in page and f"{row.fps:,.0f}" in text for row in table.rows)
     assert "SIMULATED" in page
     for row in table.rows:
         assert (world.folder / row.run / "report" / "index.html").is_file()

@@ -27,7 +27,7 @@ from orchestrator.reaper import marked
 from orchestrator.states import ALLOWED
 from orchestrator.store.reader import read_run
 
-pytestmark = [pytest.mark.drill, pytest.mark.slow]
+pytestmark = [pytest.mark.drill, pytest.mark.slow, pytest.mark.xdist_group("killed")]
 
 _RUN_LIMIT_S = 600.0
 _GONE_LIMIT_S = 10.0
@@ -218,8 +218,9 @@ def test_interrupted_and_then_killed_at_random_instants_it_decides_the_same(calm
     driver.start()
     assert driver.wait_for(lambda: len(driver.events()) >= 2)
     assert driver.process is not None
-    driver.process.send_signal(signal.SIGINT)  # drains
+    driver.process.send_signal(signal.SIGTERM)  # drains
     assert driver.process.wait(timeout=120) == 130
+    assert "SIGTERM received" not in (driver.folder / "log.txt").read_text()  # Ray's stack
     driver.nothing_is_left()
     while kills < _RANDOM_KILLS:
         began = time.monotonic()
