@@ -20,11 +20,11 @@ test: $(STAMP)
 	$(PYTHON) -m pytest -m "not slow and not drill" $(ARGS)
 
 # What measures on a device or stops and freezes devices has the machine to itself; the rest needs
-# no quiet machine, and runs two at a time (a group's tests on one worker: they share a fixture).
+# no quiet machine, and runs two at a time, the longest first.
 BY_THEMSELVES := contract drills integration
 test-all: $(STAMP)
 	$(PYTHON) -m pytest $(BY_THEMSELVES:%=tests/%) $(ARGS)
-	$(PYTHON) -m pytest -n 2 --dist loadgroup $(BY_THEMSELVES:%=--ignore=tests/%) $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist worksteal tests/whole_runs tests $(BY_THEMSELVES:%=--ignore=tests/%) $(ARGS)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)

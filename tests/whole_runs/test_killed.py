@@ -27,7 +27,7 @@ from orchestrator.reaper import marked
 from orchestrator.states import ALLOWED
 from orchestrator.store.reader import read_run
 
-pytestmark = [pytest.mark.drill, pytest.mark.slow, pytest.mark.xdist_group("killed")]
+pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 _RUN_LIMIT_S = 600.0
 _GONE_LIMIT_S = 10.0
@@ -168,11 +168,11 @@ class Calm:
     seconds: float
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
+def undisturbed_run(where: Path) -> Calm:
     """A run on a real device, recorded, and an undisturbed one on the recording."""
-    for _attempt in range(3):  # on a busy machine no step may be found to be faster
-        folder = tmp_path_factory.mktemp("drill")
+    for attempt in range(3):  # on a busy machine no step may be found to be faster
+        folder = where / f"drill{attempt}"
+        folder.mkdir()
         recorded = prepared(folder, "local", "recorded")
         recorded.start()
         recorded.finish()
@@ -190,13 +190,8 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
     return Calm(folder, undisturbed.events(), found, seconds)
 
 
-def test_the_undisturbed_run_takes_the_transitions_of_the_state_machine(calm: Calm) -> None:
-    states = [event["kind"] for event in calm.events]
-    assert set(itertools.pairwise(states)) <= ALLOWED
-    assert states[-1] == "done"
-
-
-def test_killed_after_each_transition_it_decides_the_same(calm: Calm) -> None:
+def kill_after_each_transition(calm: Calm) -> None:
+    """It decides the same."""
     driver = prepared(calm.folder, "replay", "each")
     kills = 0
     for count in range(1, len(calm.events)):
@@ -211,7 +206,8 @@ def test_killed_after_each_transition_it_decides_the_same(calm: Calm) -> None:
     assert [event["kind"] for event in driver.events()] == [e["kind"] for e in calm.events]
 
 
-def test_interrupted_and_then_killed_at_random_instants_it_decides_the_same(calm: Calm) -> None:
+def interrupt_and_then_kill_at_random_instants(calm: Calm) -> None:
+    """It decides the same."""
     instants = random.Random(7)
     kills, number = 0, 0
     driver = prepared(calm.folder, "replay", "random0")
@@ -236,3 +232,13 @@ def test_interrupted_and_then_killed_at_random_instants_it_decides_the_same(calm
     driver.start()
     driver.finish()
     assert decisions(driver.run_dir) == calm.decisions
+
+
+def test_killed_or_interrupted_a_run_decides_the_same(tmp_path: Path) -> None:
+    """One test, as its parts share a run of minutes and tests go to several processes."""
+    calm = undisturbed_run(tmp_path)
+    states = [event["kind"] for event in calm.events]
+    assert set(itertools.pairwise(states)) <= ALLOWED
+    assert states[-1] == "done"
+    kill_after_each_transition(calm)
+    interrupt_and_then_kill_at_random_instants(calm)
