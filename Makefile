@@ -21,10 +21,12 @@ test: $(STAMP)
 
 # What measures on a device or stops and freezes devices has the machine to itself; the rest needs
 # no quiet machine, and runs two at a time, the longest first.
-BY_THEMSELVES := contract drills integration
+BY_THEMSELVES := tests/contract tests/drills tests/integration
+LONGEST := tests/whole_runs
+BESIDE := $(LONGEST) $(filter-out $(LONGEST) $(BY_THEMSELVES) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 test-all: $(STAMP)
-	$(PYTHON) -m pytest $(BY_THEMSELVES:%=tests/%) $(ARGS)
-	$(PYTHON) -m pytest -n 2 --dist worksteal tests/whole_runs tests $(BY_THEMSELVES:%=--ignore=tests/%) $(ARGS)
+	$(PYTHON) -m pytest $(BY_THEMSELVES) $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist worksteal $(BESIDE) $(ARGS)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)
