@@ -16,6 +16,9 @@ from workers.tuning.libraries import in_model
 
 CALLS = [("vm.builtin.reshape", 0.01), ("conv", 4.0), ("vm.builtin.null_value", 0.0), ("add", 0.5)]
 
+HANDED_OVER_NS = 700
+"""What it takes to hand an argument to the watch."""
+
 
 class Machine:
     """A virtual machine whose calls take known times on a clock of its own, in milliseconds."""
@@ -43,11 +46,14 @@ class Machine:
         self.invoked += 1
         is_slow = self._slower_after is not None and self.invoked > self._slower_after
         for function, latency_ms in CALLS:
+            arguments = ["argument"] * len(function)
             if self._watch is not None:
-                assert self._watch(None, function, True, None, "argument") == 0
+                self._now_ns += HANDED_OVER_NS * len(arguments)
+                assert self._watch(None, function, True, None, *arguments) == 0
             self._now_ns += int(latency_ms * 1e6) * (2 if is_slow else 1)
             if self._watch is not None:
-                assert self._watch(None, function, False, None, "argument") == 0
+                self._now_ns += HANDED_OVER_NS * len(arguments)
+                assert self._watch(None, function, False, None, *arguments) == 0
 
 
 def test_calls_are_timed_in_their_order_without_the_machines_own(
