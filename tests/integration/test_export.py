@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import tuning_world
+import tvm
 from tuning_world import Table, tune_work
 from tvm.s_tir import meta_schedule as ms
 
@@ -155,6 +157,17 @@ def test_the_librarys_outputs_are_torchs(finished: Finished) -> None:
     assert exported.max_abs_output > 0
     assert exported.max_abs_difference < 1e-4 * exported.max_abs_output
     assert exported.checked_images == 32
+
+
+def test_whatever_the_library_makes_it_uses(finished: Finished) -> None:
+    """Calls of a few operations each are most of a small network's."""
+    code = tvm.runtime.load_module(str(finished.path("library")))["as_text"]()
+    calls = re.findall(r"^ +call +(\S+) +in: (.*?) +dst: (\S+)$", code, re.MULTILINE)
+    read = {name for _, given, _ in calls for name in given.split(", ")}
+    read |= set(re.findall(r"^ +ret +(\S+)$", code, re.MULTILINE))
+    clears = "vm.builtin.null_value"
+    made = {into for name, _, into in calls if name != clears and into != "%void"}
+    assert len(made) > 10 and made <= read
 
 
 def test_both_networks_are_measured_and_judged(finished: Finished) -> None:

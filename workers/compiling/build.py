@@ -68,6 +68,8 @@ def build_network(
                 relax.transform.SplitLayoutRewritePreproc(),
                 relax.transform.BindParams("main", weights),
                 relax.transform.FoldConstant(),
+                # The constants themselves instead of items of tuples, which nothing uses then.
+                relax.transform.CanonicalizeBindings(),
                 relax.transform.DeadCodeElimination(),
             ]
         )(module)
