@@ -67,7 +67,9 @@ class Ladder(Parallel):
             had_enough=had_enough,
         )
         if move is None:
-            return Proposal(candidates=(), passed_over=("the floor does not allow a narrower one",))
+            at_the_end = bool(rungs) and found.current.structure == rungs[-1][1]
+            why = "the ladder has no" if at_the_end else "the floor does not allow a"
+            return Proposal(candidates=(), passed_over=(f"{why} narrower one",))
         name, structure = rungs[move.rung]
         name = f"{name}, trained further" if move.recovers else name
         current = view.search.current

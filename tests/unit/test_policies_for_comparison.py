@@ -175,6 +175,12 @@ def test_ladder_policies_look_at_the_accuracy_alone(policy: PolicyName) -> None:
     assert done.search.stopped_by.startswith("no step is left that pays")
 
 
+@pytest.mark.parametrize(("drop", "why"), [(0.005, "the floor does not"), (0.9, "the ladder has")])
+def test_it_is_told_whether_the_floor_or_the_ladder_ended_the_climb(drop: float, why: str) -> None:
+    _, done, _ = search("global", max_accuracy_drop=drop)
+    assert why in done.search.stopped_by
+
+
 @pytest.mark.parametrize("policy", ["uniform", "global"])
 def test_ladders_keep_to_the_least_widths(policy: PolicyName) -> None:
     """No group gets wider than it was, either."""
