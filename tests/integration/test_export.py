@@ -160,7 +160,7 @@ def test_the_librarys_outputs_are_torchs(finished: Finished) -> None:
 
 
 def test_whatever_the_library_makes_it_uses(finished: Finished) -> None:
-    """Calls of a few operations each are most of a small network's."""
+    """A call of the virtual machine's own costs as much as some of a small network's layers."""
     code = tvm.runtime.load_module(str(finished.path("library")))["as_text"]()
     calls = re.findall(r"^ +call +(\S+) +in: (.*?) +dst: (\S+)$", code, re.MULTILINE)
     read = {name for _, given, _ in calls for name in given.split(", ")}
