@@ -14,8 +14,8 @@ channels. The three that are compared (the transplant's first variant, its best 
 the fresh search) are measured again at the end, in turns, and every transplant's output is compared
 with the untuned program's. Ratios are transplant / fresh search; below 1 the transplant is better.
 With ``--rows`` the rows are kept in a file of JSON lines, and given again it goes on with the
-layers that are not there yet, so that several machines may take some ``--layers`` each and one put
-their rows together. With that, or with all layers, a picture is written to
+layers of which there is none yet, so that several machines may take some ``--layers`` each and one
+put their rows together. With that, or with all layers, a picture is written to
 benchmarks/transplant.svg. The last line is JSON. (benchmarks/transplant.jsonl has rows of an
 earlier form, whose searches began with what was measured of the transplants: they do not go on.)
 """
@@ -28,12 +28,12 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transplant_parts.layers import LAYERS, Layer
 from transplant_parts.picture import write_picture
-from transplant_parts.rows import Row, keep_rows, kept_rows, summary
+from transplant_parts.rows import Row, keep_row, kept_rows, summary
 from workbench import TARGET, Workbench, workbench
 
 from device_agents.host_facts import cpu_model
@@ -131,8 +131,8 @@ class Bench:
         gauge.release()
         return [statistics.median(runs[program.program_id]) for program in programs]
 
-    def rows(self, seed: int, layer: Layer) -> list[Row]:
-        """The layer at its widths."""
+    def rows(self, seed: int, layer: Layer) -> Iterator[Row]:
+        """The layer at its widths, each as soon as it is measured."""
         base, base_s = self.search(self.bundle(layer))
         vector = next((factor for factor in reversed(base.channel_tiles) if factor > 1), 1)
         reduction = base.reduction_tiles[-1] if base.reduction_tiles else 1
@@ -141,7 +141,6 @@ class Bench:
             f"{list(base.reduction_tiles)}, {self._count} trials in {base_s:.0f} s",
             flush=True,
         )
-        found = []
         for side, width, preserves in widths_of(layer, vector, reduction):
             bundle = self.bundle(layer.cut(side, width))
             first, first_s = self.transplant(base, bundle, 1)
@@ -167,8 +166,7 @@ class Bench:
                 self._count,
             )
             print(_line(row), flush=True)
-            found.append(row)
-        return found
+            yield row
 
 
 def widths_of(layer: Layer, vector: int, reduction: int) -> list[tuple[str, int, bool]]:
@@ -259,9 +257,9 @@ def main() -> None:
             own = Bench(bench, arguments.trials, arguments.variants)
             for layer in arguments.layers:
                 if not any((row.seed, row.layer) == (seed, layer) for row in rows):
-                    found = own.rows(seed, layer)
-                    keep_rows(found, arguments.rows)
-                    rows += found
+                    for row in own.rows(seed, layer):
+                        keep_row(row, arguments.rows)
+                        rows.append(row)
     if arguments.rows is not None or {row.layer for row in rows} == set(LAYERS):
         write_picture(rows, PICTURE)
     print(json.dumps(summary(rows, arguments.quick)))

@@ -213,7 +213,10 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", metavar="NAME", help="Of the baselines only this one; may be repeated."
+            "--method",
+            metavar="NAME",
+            help="Of the baselines (or ablations) only this one; may be repeated. The rows of "
+            "docs/comparing.md.",
         ),
     ] = None,
     ablations: Annotated[
@@ -228,7 +231,9 @@ def compare(
     original_candidates: Annotated[
         int,
         typer.Option(
-            metavar="N", help="End the original algorithm after N candidates; 0: at its own end."
+            metavar="N",
+            help="End the original algorithm after N candidates; 0: at its own end. "
+            "With --quick after 3 at most.",
         ),
     ] = 20,
 ) -> None:

@@ -196,7 +196,7 @@ def target_checks(config: RunConfig, index: int, target: TargetConfig) -> Iterat
     elif target.device == "tracker":
         yield _tracker_check(name, target)
     elif _cluster(config):
-        yield Check(name, "ok", "a machine of the cluster")
+        yield Check(name, "ok", "the driver's machine, of the cluster")
     else:
         yield _local_check(name, target)
 

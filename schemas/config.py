@@ -54,8 +54,8 @@ class ModelConfig(Section):
     )
     checkpoint: str | None = Field(
         default=None,
-        description="Weights to start from: .safetensors, or a .pt state dictionary. Without one "
-        "the dense network is trained.",
+        description="Weights to start from: .safetensors, or a .pt or .pth state dictionary. "
+        "Without one the dense network is trained.",
     )
 
 
@@ -117,18 +117,18 @@ class InputConfig(Section):
 class TrainConfig(Section):
     """How the dense network is trained, and the recipe that fine-tuning shortens."""
 
-    epochs: int = Field(default=8, ge=0)
-    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=8, ge=0, description="Of the dense network without a checkpoint.")
+    batch_size: int = Field(default=32, ge=1, description="Images in a step of any training.")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.1, gt=0.0)
+    learning_rate: float = Field(default=0.1, gt=0.0, description="Largest, of these epochs.")
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Used by sgd.")
-    weight_decay: float = Field(default=5e-4, ge=0.0)
+    weight_decay: float = Field(default=5e-4, ge=0.0, description="Of all trainings.")
     schedule: Literal["cosine", "onecycle", "constant"] = "onecycle"
     augmentation: Literal["none", "shift", "crop_flip"] = Field(
         default="shift",
         description="none; shift: up to 2 pixels; crop_flip: padded crop and left-right flip.",
     )
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0, description="Of all trainings.")
     timeout_s: float = Field(default=86_400.0, gt=0.0, description="Longest one training may take.")
 
 
@@ -140,14 +140,14 @@ class FineTuneConfig(Section):
     short_epochs: int = Field(
         default=2, ge=0, description="Epochs before a candidate for single tasks is judged."
     )
-    short_learning_rate: float = Field(default=0.02, gt=0.0)
+    short_learning_rate: float = Field(default=0.02, gt=0.0, description="What they begin with.")
     long_epochs: int = Field(
         default=8,
         ge=0,
-        description="Epochs of the final network, before a cut of the whole network is judged, "
-        "and before one for single tasks where the whole cannot be cut any more.",
+        description="Epochs of a long training: of the final network, of each cut of all of it, "
+        "and of cuts for single tasks once the whole cannot be cut any more.",
     )
-    long_learning_rate: float = Field(default=0.02, gt=0.0)
+    long_learning_rate: float = Field(default=0.02, gt=0.0, description="What they begin with.")
     further_learning_rate: float = Field(
         default=0.005, gt=0.0, description="Of a long training that goes on at the same widths."
     )
@@ -155,7 +155,7 @@ class FineTuneConfig(Section):
         default=0.45,
         gt=0.0,
         le=1.0,
-        description="Share of the multiplications. Deeper cuts are trained on the way, too.",
+        description="Share of the multiplications; deeper cuts are made and trained in steps.",
     )
     distillation: float = Field(
         default=0.9,
@@ -296,8 +296,8 @@ class TuneConfig(Section):
     round_size: int = Field(
         default=16, ge=1, description="Programs built and measured in one batch."
     )
-    population_size: int = Field(default=64, ge=1)
-    generations: int = Field(default=1, ge=1)
+    population_size: int = Field(default=64, ge=1, description="Programs of one generation.")
+    generations: int = Field(default=1, ge=1, description="Of the search, for one batch.")
     finalists: int = Field(
         default=3,
         ge=1,
@@ -316,8 +316,8 @@ class TuneConfig(Section):
 class MeasureConfig(Section):
     """How latencies are taken on a device."""
 
-    program_repeats: int = Field(default=3, ge=1)
-    program_min_repeat_ms: int = Field(default=10, ge=0)
+    program_repeats: int = Field(default=3, ge=1, description="Timings of one program.")
+    program_min_repeat_ms: int = Field(default=10, ge=0, description="Least length of each.")
     model_repeats: int = Field(
         default=10,
         ge=3,
@@ -331,7 +331,7 @@ class MeasureConfig(Section):
         description="Pairs taken at most: after model_repeats, more are taken while the device is "
         "too noisy to tell a gain of 5 %, for a third of answer_timeout_s or session_timeout_s.",
     )
-    model_min_repeat_ms: int = Field(default=30, ge=0)
+    model_min_repeat_ms: int = Field(default=30, ge=0, description="Least length of one timing.")
     cache_mb: float | None = Field(
         default=None,
         ge=0.0,
@@ -446,7 +446,7 @@ class RecordsConfig(Section):
 class ClusterConfig(Section):
     """Where Ray runs. Without an address (and RAY_ADDRESS) it is started on this machine."""
 
-    address: str | None = None
+    address: str | None = Field(default=None, description="HOST:PORT of its head.")
     worker_cpus: int | None = Field(
         default=None, ge=1, description="Ray CPUs where Ray is started here."
     )
@@ -461,7 +461,7 @@ class RunConfig(Section):
         description="Name; the folder is output/NAME.",
     )
     output: str = Field(default="runs", description="Folder that holds the run folders.")
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of all that is drawn.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     input: InputConfig = InputConfig()

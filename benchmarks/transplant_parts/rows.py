@@ -51,11 +51,11 @@ def kept_rows(path: Path | None, trials: int) -> list[Row]:
     return [Row(**{**row, "layer": Layer(**row["layer"])}) for row in rows]
 
 
-def keep_rows(rows: Sequence[Row], path: Path | None) -> None:
-    """Append the rows of one layer."""
+def keep_row(row: Row, path: Path | None) -> None:
+    """Append a row; none without a file."""
     if path is not None:
         with path.open("a") as file:
-            file.writelines(f"{json.dumps(asdict(row))}\n" for row in rows)
+            file.write(f"{json.dumps(asdict(row))}\n")
 
 
 def summary(rows: Sequence[Row], quick: bool) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from device_agents.host_facts import runs_on
 from orchestrator.configuration import resolved_yaml
 from orchestrator.held_out import doubt_of
 from orchestrator.report import pictures
@@ -338,11 +339,7 @@ def _artifacts(record: RunRecord, target: TargetSummary) -> str:
         + checked
         + "".join(f"<p>{escape(note)}</p>" for note in target.notes)
         + f"<p>The pruned network in torch:</p><pre>{escape(_torch_snippet(target))}</pre>"
-        + (
-            f"<p>The compiled library:</p><pre>{escape(_library_snippet(record, library))}</pre>"
-            if library
-            else ""
-        )
+        + (_library_lines(record, target, library) if library else "")
     )
 
 
@@ -354,20 +351,24 @@ def _torch_snippet(target: TargetSummary) -> str:
     )
 
 
-def _library_snippet(record: RunRecord, path: str) -> str:
+def _library_lines(record: RunRecord, target: TargetSummary, path: str) -> str:
     prepared = prepared_of(record)
     shape = (
         prepared.dense.info.input_shape if prepared else ("batch", "channels", "height", "width")
     )
     text = ", ".join(str(size) for size in shape)
-    return (
+    configured = next(item for item in record.config.targets if item.name == target.target)
+    device = runs_on(configured.tvm_target)
+    snippet = (
         "import numpy\nimport tvm\nfrom tvm import relax\n\n"
+        f'device = tvm.device("{device}")\n'
         f'library = tvm.runtime.load_module("RUN_DIR/{path}")\n'
-        "machine = relax.VirtualMachine(library, tvm.cpu())\n"
+        "machine = relax.VirtualMachine(library, device)\n"
         f'images = numpy.zeros(({text}), "{record.config.input.dtype}")'
-        "  # preprocessed as the export says\n"
-        'logits = machine["main"](tvm.runtime.tensor(images))'
+        "  # prepared as 'preprocessing' in structure.json says\n"
+        'logits = machine["main"](tvm.runtime.tensor(images, device))'
     )
+    return f"<p>The compiled library, on its device:</p><pre>{escape(snippet)}</pre>"
 
 
 # ------------------------------------------------------------------------------ the rest

@@ -62,6 +62,22 @@ def test_result_comes_first_and_nothing_is_fetched() -> None:
     assert text.count("<picture>") == 4
 
 
+@pytest.mark.parametrize(
+    ("tvm_target", "device"),
+    [("host", "cpu"), ({"kind": "cuda"}, "cuda"), ({"kind": "llvm"}, "cpu")],
+)
+def test_the_lines_that_run_the_library_name_its_kind_of_device(
+    tvm_target: str | dict[str, str], device: str
+) -> None:
+    record = synthetic_record.record()
+    targets = tuple(
+        target.model_copy(update={"tvm_target": tvm_target}) for target in record.config.targets
+    )
+    config = record.config.model_copy(update={"targets": targets})
+    text = page_of(record.model_copy(update={"config": config}))
+    assert f"tvm.device(&quot;{device}&quot;)" in text
+
+
 def test_the_page_of_a_run_that_accepted_no_step_claims_nothing() -> None:
     text = page_of(synthetic_record.unpruned())
     assert "<h1>No step was accepted: the result is the dense network, at 98.6" in text
