@@ -65,7 +65,7 @@ def tuning(state: FinishTuning, config: RunConfig) -> TuneWork:
     if state.uniform_trials is not None:
         return TuneWork(
             target=state.target,
-            network=None,
+            network=state.search.uniform,
             fraction=config.compare_uniform,
             trials_per_task=total,
             trials=state.uniform_trials,

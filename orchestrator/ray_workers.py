@@ -52,6 +52,7 @@ WORKER_ERRORS = frozenset({"ProcessDied", "ProcessTimeout", "BrokenProcessPool"}
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads of a trainer that wait must not spin on cores that others compute or measure on."""
 
+_ACTOR_IS_GONE = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 _GPU_PARTS = 10_000
 """Ray rounds shares of a GPU to so many parts, and six rounded up would not fit."""
 
@@ -157,7 +158,7 @@ class RayWorkers:
             text = ray.get(ref, timeout=FETCH_TIMEOUT_S)
         except Exception as error:
             failure = sort_failure(error)
-            if isinstance(error, ray.exceptions.RayActorError) and target in self._actors:
+            if isinstance(error, _ACTOR_IS_GONE) and target in self._actors:
                 ray.kill(self._actors.pop(str(target)))
             if failure.kind == "internal_error":
                 _log.error("work failed", exc_info=error)

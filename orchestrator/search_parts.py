@@ -131,11 +131,16 @@ def comparison(state: Judging, contender: Contender) -> CompareWork:
 
 
 def retuning(state: Retuning, config: RunConfig) -> TuneWork:
-    """A few more trials for the tasks that an accepted step changed."""
+    """A few more trials for the tasks that an accepted step changed.
+
+    None where they were searched already, instead of transplanted: then programs are chosen, and
+    timed, inside the network and no more.
+    """
+    is_searched = "transplants" in config.prune.without
     return TuneWork(
         target=state.target,
         network=state.search.current,
-        trials_per_task=config.tune.retune_trials_per_task,
+        trials_per_task=0 if is_searched else config.tune.retune_trials_per_task,
         added_trials=True,
         modules=state.modules,
     )

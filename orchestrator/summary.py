@@ -316,7 +316,8 @@ def _tuned_for(work: Sequence[WorkRecord], structure: Structure) -> Tuned | None
     for item in reversed(work):
         if isinstance(item.work, TuneWork) and isinstance(item.outcome, Tuned):
             network = item.work.network
-            if network is not None and network.structure == structure:
+            is_uniform = item.work.fraction is not None
+            if network is not None and network.structure == structure and not is_uniform:
                 return item.outcome
         elif isinstance(item.outcome, Screened) and screened is None:
             if getattr(item.work, "candidate", None) and (

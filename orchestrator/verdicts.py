@@ -175,7 +175,7 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
     )
     following: AnyState = (
         Retuning(target=state.target, search=found, modules=modules)
-        if modules and config.tune.retune_trials_per_task and screened.by == "transplant"
+        if modules and (screened.by == "transplant" or "transplants" in config.prune.without)
         else Ranking(target=state.target, search=found)
     )
     message = f"{accepted.candidate.task_name} {cut(accepted.candidate)} {winner.reason}"

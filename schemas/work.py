@@ -77,8 +77,8 @@ class TuneWork(_Work):
 
     kind: Literal["tune"] = "tune"
     target: str
-    network: Trained | None = Field(description="None for the uniform network named by fraction.")
-    fraction: float | None = None
+    network: Trained | None = Field(description="None: the tasks alone, the network is not built.")
+    fraction: float | None = Field(default=None, description="Of the uniform network's widths.")
     trials_per_task: int = Field(ge=0)
     trials: dict[str, int] = Field(default_factory=dict)
     added_trials: bool = Field(

@@ -133,10 +133,10 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
         _make_way(config, folder, report)
     if driver.has_ended(config, folder):
         report(f"== {method}: {folder} (done)")
-        record = read_run(folder)
+        record, is_told = read_run(folder), (folder / PAGE).exists()
     else:
         report(f"== {method}: {folder}")
-        record = driver.run(config, folder, report=report)
+        record, is_told = driver.run(config, folder, report=report), False
     if method not in (START, DENSE, OURS) and _cannot_run(record):
         report(f"{method} gets no row: {record.error}")
         return record
@@ -144,7 +144,7 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
         told = f": {record.error}" if record.error else ""
         code = 130 if record.state != "failed" else 2 if record.wrong_input else 1
         raise ComparisonStopped(f"the run of {method} ({folder}) is {record.state}{told}", code)
-    if not (folder / PAGE).exists():
+    if not is_told:
         write_report(record, folder)
     return record
 

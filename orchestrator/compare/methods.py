@@ -38,7 +38,7 @@ _ORIGINAL = {
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     START: {"budget": {"max_rounds": 0}},
-    DENSE: {"budget": {"max_rounds": 0}},
+    DENSE: {"budget": {"max_rounds": 0}, "tune": {"max_s": None, "max_device_s": None}},
     OURS: {},
     "uniform-l1": {"prune": {"policy": "uniform", "ranking": "l1"}, "budget": _ENDLESS},
     "fpgm": {"prune": {"policy": "uniform", "ranking": "fpgm"}, "budget": _ENDLESS},

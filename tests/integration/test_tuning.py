@@ -264,7 +264,7 @@ def test_a_killed_work_goes_on_where_it_was(
     assert trials(table, tuned) == {FIRST: 4, SECOND: 4}
     assert {program.program_id for program in before}.isdisjoint(asked)
     assert len(set(asked)) == len(asked) and set(measured_and_lost) <= set(asked)
-    assert tuned.measured_programs + tuned.failed_programs == 8 - stored
+    assert tuned.measured_programs + tuned.failed_programs == 8, "both attempts count"
     rounds = {program_id for ids in proposed.values() for program_id in ids}
     assert rounds == {program.program_id for program in table.all_programs()}
 
@@ -336,6 +336,12 @@ def test_time_that_is_spent_ends_the_search(worker: TuningWorker, limit: str, tr
     tuned = restarted(worker, **{limit: 1e-9}).tune(tune_work(6, FIRST))
     entry = tuned.latency(task_of(tuned, FIRST))
     assert entry.program_id is not None and entry.trials == trials
+
+
+def test_the_dense_networks_trials_are_not_cut_short(worker: TuningWorker) -> None:
+    behind = tune_work(1, FIRST).model_copy(update={"trials": {FIRST: 3}})
+    tuned = restarted(worker, max_s=1e-9).tune(behind)
+    assert tuned.latency(task_of(tuned, FIRST)).trials == 3
 
 
 def test_a_lost_build_of_the_untuned_program_condemns_no_program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -125,6 +126,24 @@ def test_crash_hang_and_exception_cost_their_own_result_alone() -> None:
     assert found[4]["value"] == 4
 
 
+def test_what_the_machine_lacked_says_nothing_of_the_job() -> None:
+    def killed() -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    def lacks(error: Exception) -> Job:
+        def job() -> dict[str, Any]:
+            raise error
+
+        return job
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    linker = RuntimeError("ld: final link failed: No space left on device")
+    found = run(killed, lacks(full), lacks(linker), lacks(MemoryError()), fail)
+    assert [result.get("unfinished", False) for result in found] == [True] * 4 + [False]
+    assert found[0]["error"] == "killed with SIGKILL"
+
+
 def test_a_result_that_is_no_json_is_the_jobs_failure() -> None:
     (found,) = run(lambda: {"value": object()})
     assert "TypeError" in found["error"]
@@ -159,13 +178,14 @@ def test_waiting_for_the_cores_is_bounded() -> None:
     assert found == [late] * 2
 
 
-def test_cores_that_are_refused_are_the_jobs_failure() -> None:
+def test_cores_that_are_refused_say_nothing_of_the_job() -> None:
     @contextmanager
     def refused() -> Iterator[None]:
         raise TimeoutError("held by process 7")
         yield
 
-    assert run(number(1), working=refused) == [{"error": "TimeoutError: held by process 7"}]
+    told = {"error": "TimeoutError: held by process 7", "unfinished": True}
+    assert run(number(1), working=refused) == [told]
 
 
 def test_no_more_than_so_many_at_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import fake_world
 import pytest
 from machine_world import CLOCK, World
@@ -124,16 +126,23 @@ def test_an_accepted_step_is_retuned_in_the_changed_tasks_alone() -> None:
     assert work.added_trials and work.trials_per_task == 2 and work.modules == state.modules
 
 
-def test_without_retuning_the_transplants_are_ranked() -> None:
-    config = fake_world.config(tune={"retune_trials_per_task": 0})
-    world = World(config)
-    judging = next(
-        state for state in iter(lambda: world.until(Judging), None) if isinstance(state, Judging)
-    )
-    proposing = world.step(judging)
-    state = world.step(world.step(world.step(world.step(proposing))))
-    assert isinstance(state, Ranking)
-    assert state.search.tuned_key == state.search.decisions[-1].screen_key
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tune": {"retune_trials_per_task": 0}},
+        {"prune": {"max_accuracy_drop": 0.03, "without": ["transplants"]}},
+    ],
+)
+def test_without_retuning_or_transplants_programs_are_chosen_inside_and_no_more(
+    changes: dict[str, Any],
+) -> None:
+    world = World(fake_world.config(**changes))
+    state = world.until(Retuning)
+    (work,) = machine.work_of(state, world.config)
+    assert isinstance(work, TuneWork) and work.network is not None
+    assert work.added_trials and work.trials_per_task == 0
+    ranking = world.step(state)
+    assert isinstance(ranking, Ranking) and ranking.search.tuned_key == work.key
 
 
 def test_the_budgets_end_the_search_well() -> None:
@@ -319,7 +328,8 @@ def test_the_rivals_get_the_final_networks_trials() -> None:
     second = world.step(state)
     (uniform,) = machine.work_of(second, world.config)
     assert isinstance(uniform, TuneWork)
-    assert (uniform.network, uniform.fraction) == (None, 0.5)
+    assert (uniform.network, uniform.fraction) == (state.search.uniform, 0.5)
+    assert uniform.network is not None
     third = world.step(second)
     (baseline,) = machine.work_of(third, world.config)
     assert isinstance(baseline, TuneWork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_world
@@ -10,9 +11,10 @@ import pytest
 
 from schemas.config import PruneConfig, RunConfig
 from schemas.network import Structure, Trained
+from schemas.table import KnownTask, Program
 from schemas.work import CompareWork
 from workers.errors import LimitReached, UserError
-from workers.measuring.gauge import ProgramFailed
+from workers.measuring.gauge import Attribution, ProgramFailed
 from workers.tuning.libraries import NetworkLibraries
 
 CONFIG = RunConfig(prune=PruneConfig(max_accuracy_drop=0.1))
@@ -94,3 +96,58 @@ def test_a_time_limit_and_a_reference_that_does_not_build_say_nothing_of_the_can
 ) -> None:
     with pytest.raises(UserError):
         libraries(tmp_path, **errors).compare(WORK)
+
+
+class Watched(NetworkLibraries):
+    """Every call takes 2 ms on a device that can watch; ``fractions``: which networks it saw."""
+
+    fractions: list[float | None]
+
+    def _watched(self, trained: Trained, fraction: float | None, *_: Any) -> Attribution:
+        self.fractions.append(fraction)
+        return Attribution(3.0, tuple((site, 2.0) for site in SITES))
+
+
+TUNED = fake_world.tuned(WIDE, "host")
+SITES = [f"site{number}" for number, _ in enumerate(TUNED.table.subgraphs)]
+
+
+def test_choosing_inside_keeps_what_else_the_tuning_found() -> None:
+    first = TUNED.latencies[0].task_id
+    programs = [
+        Program(
+            program_id=name,
+            task_id=first,
+            device_model="m",
+            trace="[[],[]]",
+            source="search",
+            measurement=fake_world.measurement(1.0),
+        )
+        for name in ("one", "other")
+    ]
+    chosen: dict[tuple[str, str], float] = {}
+    bundle = SimpleNamespace(
+        relax=SimpleNamespace(sites=[SimpleNamespace(function=site) for site in SITES]),
+        task_ids=[entry.task_id for entry in TUNED.latencies],
+    )
+    stored = {entry.task_id: programs[:0] for entry in TUNED.latencies} | {first: programs}
+    asked: list[float | None] = []
+    bundles: Any = SimpleNamespace(
+        of_structure=lambda _, fraction: asked.append(fraction) or bundle
+    )
+    tuner: Any = SimpleNamespace(
+        check_fastest=lambda *_: None,
+        stored=lambda _: stored,
+        record_inside=lambda _, inside_ms: chosen.update(inside_ms),
+        latencies=lambda _: TUNED.latencies,
+    )
+    gauge: Any = Gauge()
+    found = Watched(bundles, tuner, PART, gauge, CONFIG, Path("."))
+    found.fractions = []
+    known = KnownTask(task_id="t", kind="conv2d", macs=1, output_shape=(1,), latency_ms=1.0)
+    before = TUNED.model_copy(update={"earlier": (known,)})
+    tuned = found.chosen_inside(before, fake_world.network(), "work", 0.5)
+    assert set(chosen) == {(first, "one"), (first, "other")}
+    assert tuned.earlier == (known,) and tuned.model_ms == 3.0
+    assert {entry.in_model_ms for entry in tuned.latencies} == {2.0}
+    assert set(found.fractions) == set(asked) == {0.5}

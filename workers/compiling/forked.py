@@ -7,6 +7,7 @@ children do not notice.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -24,6 +25,8 @@ from typing import Any
 from device_agents.tether import die_with_parent
 
 _STARTED = b"S"
+_NO_SPACE = os.strerror(errno.ENOSPC)
+"""As a linker says it, too."""
 
 
 @dataclass
@@ -49,7 +52,8 @@ def run_forked(
     """Run every job in a child; return their results in order.
 
     A result is what the job returned with ``seconds`` added, or ``{"error": text}``, where a limit
-    was reached with ``"unfinished": True``. ``timeout_s``
+    was reached, memory or disk was short or somebody killed it with ``"unfinished": True``.
+    ``timeout_s``
     counts from when the child has the cores (``working``), for which it may wait ``wait_s``. A
     child ends with the thread that called, however that ends. Temporary files lie in ``folder``: of
     children that are killed with their parent they stay there.
@@ -130,7 +134,9 @@ def _carry_out(
             result = job()
             return json.dumps({**result, "seconds": time.monotonic() - began}).encode()
     except Exception as error:
-        return json.dumps({"error": f"{type(error).__name__}: {_last_lines(str(error))}"}).encode()
+        told = {"error": f"{type(error).__name__}: {_last_lines(str(error))}"}
+        is_short = isinstance(error, OSError | MemoryError) or _NO_SPACE in str(error)
+        return json.dumps({**told, "unfinished": True} if is_short else told).encode()
 
 
 def _lateness(child: _Child, timeout_s: float, wait_s: float) -> str:
@@ -149,7 +155,13 @@ def _reap(child: _Child) -> dict[str, Any]:
     _, status = os.waitpid(child.pid, 0)
     shutil.rmtree(child.folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
-        return {"error": f"crashed with {signal.Signals(os.WTERMSIG(status)).name}"}
+        ended_by = signal.Signals(os.WTERMSIG(status))
+        if ended_by in (
+            signal.SIGKILL,
+            signal.SIGTERM,
+        ):  # the kernel's, for want of memory, perhaps
+            return {"error": f"killed with {ended_by.name}", "unfinished": True}
+        return {"error": f"crashed with {ended_by.name}"}
     try:
         result: dict[str, Any] = json.loads(bytes(child.received).removeprefix(_STARTED))
     except ValueError:  # nothing, or not all of it

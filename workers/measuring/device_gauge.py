@@ -286,11 +286,11 @@ class DeviceGauge:
         tried once: it failed. ``alone``: nothing else of ours runs on shared cores meanwhile.
         Raises ``ProgramFailed`` or ``DeviceLost``.
         """
-        self.open(self._config.device_wait_s)
-        device = self._facts or {}
         limit_s = self._config.answer_timeout_s + 2 * patience
         token = self.alone() if alone else nullcontext()
-        with token:
+        with token:  # first: a session ends while we wait for the cores
+            self.open(self._config.device_wait_s)
+            device = self._facts or {}
             began = time.monotonic()
             failed: type[ProgramFailed] = _SessionEnded
             try:

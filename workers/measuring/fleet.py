@@ -89,7 +89,9 @@ class Fleet:
     def run(
         self, key: str, network: Path, images: np.ndarray[Any, Any], batch_size: int
     ) -> np.ndarray[Any, Any]:
-        return self._ask_one(lambda gauge: gauge.run(key, network, images, batch_size))
+        return self._ask_one(
+            lambda gauge: gauge.run(key, network, images, batch_size), has_run=True
+        )
 
     def not_asked(self, key: str, reason: str) -> None:
         """The devices have nothing to do."""
@@ -154,8 +156,11 @@ class Fleet:
         except BaseException as error:  # a fault of ours: who waits for the answers has to know
             batch.end(error)
 
-    def _ask_one(self, ask: Callable[[DeviceGauge], Found]) -> Found:
-        """Ask the first device that we have, or one that is to be had; another when it is lost."""
+    def _ask_one(self, ask: Callable[[DeviceGauge], Found], *, has_run: bool = False) -> Found:
+        """Ask the first device that we have, or one that is to be had; another when it is lost.
+
+        ``has_run``: what is asked about has run before, so that losses are none of its doing.
+        """
         losses: list[DeviceLost] = []
         while len(losses) < MOST_LOSSES:
             gauge = next((gauge for gauge in self._gauges if gauge.is_open), self._gauges[0])
@@ -164,6 +169,8 @@ class Fleet:
                 return ask(gauge)
             except DeviceLost as loss:
                 losses.append(loss)
+        if has_run:
+            raise losses[-1]
         raise ProgramFailed(f"{MOST_LOSSES} devices were lost over it, at last: {losses[-1]}")
 
     def _open(self, gauge: DeviceGauge, is_wanted: Callable[[], bool]) -> bool:

@@ -102,12 +102,14 @@ class NetworkLibraries:
             earlier.unlink(missing_ok=True)
         self._used = self._used[-most:]
 
-    def chosen_inside(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
+    def chosen_inside(
+        self, tuned: Tuned, trained: Trained, occasion: str, fraction: float | None = None
+    ) -> Tuned:
         """``attributed``, after each task's finalists were watched and the fastest there chosen.
 
         Arguments and errors are those of ``attributed``.
         """
-        bundle = self._bundles.of_structure(trained.structure)
+        bundle = self._bundles.of_structure(trained.structure, fraction)
         count = self._config.tune.finalists
         self._tuner.check_fastest(bundle, count)
         ups = line_ups(self._tuner.stored(bundle), count)
@@ -117,40 +119,38 @@ class NetworkLibraries:
             for turn in range(TURNS):
                 watched.append([])
                 for line_up in ups:
-                    found = self._watched(trained, line_up, f"{occasion}:{turn}")
+                    found = self._watched(trained, fraction, line_up, f"{occasion}:{turn}")
                     if found is None:
                         self._gauge.release()
                         return tuned
                     watched[-1].append(task_times(tuned.table, functions, found))
             self._tuner.record_inside(bundle, inside_latencies(ups, watched))
-            tuned = self._tuner.summary(
-                bundle,
-                measured=tuned.measured_programs,
-                failed=tuned.failed_programs,
-                device_s=tuned.device_s,
-                wall_s=tuned.wall_s,
-            )
-        return self.attributed(tuned, trained, occasion)
+            tuned = tuned.model_copy(update={"latencies": self._tuner.latencies(bundle)})
+        return self.attributed(tuned, trained, occasion, fraction)
 
-    def attributed(self, tuned: Tuned, trained: Trained, occasion: str) -> Tuned:
+    def attributed(
+        self, tuned: Tuned, trained: Trained, occasion: str, fraction: float | None = None
+    ) -> Tuned:
         """``tuned`` with what each task's call takes inside the compiled network.
 
         As it is, where the device cannot watch a network. ``occasion`` tells one question to the
-        device from another about the same network. Raises ``UserError`` as ``build``, and
-        ``ProgramFailed``.
+        device from another about the same network. ``fraction``: of the uniform network, as for
+        ``build``. Raises ``UserError`` as ``build``, and ``ProgramFailed``.
         """
-        bundle = self._bundles.of_structure(trained.structure)
+        bundle = self._bundles.of_structure(trained.structure, fraction)
         stored = self._tuner.stored(bundle)
         best = {task_id: fastest(stored[task_id]) for task_id in bundle.task_ids}
         chosen = {task_id: program for task_id, program in best.items() if program is not None}
-        found = self._watched(trained, chosen, occasion)
+        found = self._watched(trained, fraction, chosen, occasion)
         self._gauge.release()
         if found is None:
             return tuned
         return in_model(tuned, [site.function for site in bundle.relax.sites], found)
 
-    def _watched(self, trained: Trained, line_up: LineUp, occasion: str) -> Attribution | None:
-        path, key = self._built(trained, None, line_up)
+    def _watched(
+        self, trained: Trained, fraction: float | None, line_up: LineUp, occasion: str
+    ) -> Attribution | None:
+        path, key = self._built(trained, fraction, line_up)
         return self._gauge.attribute(f"attribute:{occasion}:{key}", path, trained.info.input_shape)
 
     def compare(self, work: CompareWork) -> Compared:

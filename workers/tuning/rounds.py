@@ -78,6 +78,7 @@ class Rounds:
         self._budget = Budget(work, bundle.table, self._known, config.min_trials_per_task)
         self._schedule = Schedule(self._budget.progress(), self._budget.total(), config.round_size)
         self._progress = {progress.task_id: progress for progress in self._schedule.tasks}
+        self._catches_up = bool(work.trials)
         self._began, self._device_s = time.monotonic(), means.gauge.device_s
 
     def run(self) -> None:
@@ -127,6 +128,9 @@ class Rounds:
             in_flight = started
 
     def _time_is_spent(self) -> bool:
+        """Never where the work catches up with what another network had in several works."""
+        if self._catches_up:
+            return False
         wall_s = time.monotonic() - self._began
         device_s = self._means.gauge.device_s - self._device_s
         config = self._means.config

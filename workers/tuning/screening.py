@@ -22,7 +22,7 @@ from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.finalists import THREADS_MATTER_MS
 from workers.tuning.stored import fastest, representatives, task_latency
-from workers.tuning.trials import Trial, Trials
+from workers.tuning.trials import Counts, Trial, Trials
 from workers.tuning.tuner import Tuner
 
 
@@ -57,15 +57,16 @@ class Screener:
             parent = self._bundles.of_structure(candidate.parent.structure)
             bundle = self._bundles.of_structure(candidate.structure)
         parents = self._tuner.stored(parent)
+        before = [self._tuner.begun(bundle, work.key)]
         if work.by == "transplant":
-            self._transplanted(work, parent, parents, bundle)
+            before.append(self._transplanted(work, parent, parents, bundle))
         else:
-            self._searched(work, parents, bundle)
+            before.append(self._searched(work, parents, bundle))
         self._gauge.release()
         tuned = self._tuner.summary(
             bundle,
-            measured=counts.measured - measured,
-            failed=counts.failed - failed,
+            measured=counts.measured - measured + sum(counted.measured for counted in before),
+            failed=counts.failed - failed + sum(counted.failed for counted in before),
             device_s=self._gauge.device_s - device_s,
             wall_s=time.monotonic() - began,
         )
@@ -73,8 +74,11 @@ class Screener:
 
     def _searched(
         self, work: ScreenWork, parents: dict[str, list[Program]], bundle: Bundle
-    ) -> None:
-        """Search the changed tasks, or all of them once more, whoever has searched them before."""
+    ) -> Counts:
+        """Search the changed tasks, or all of them once more, whoever has searched them before.
+
+        Returns what an interrupted attempt at that had measured.
+        """
         every = work.by == "search_all"
         search = TuneWork(
             target=work.target,
@@ -84,7 +88,9 @@ class Screener:
             counts_shared=not every,
             tasks=None if every else tuple(t for t in bundle.task_ids if t not in parents),
         )
+        before = self._tuner.begun(bundle, search.key)
         self._tuner.tune_bundle(search, bundle)
+        return before
 
     def _transplanted(
         self,
@@ -92,7 +98,7 @@ class Screener:
         parent: Bundle,
         parents: dict[str, list[Program]],
         bundle: Bundle,
-    ) -> None:
+    ) -> Counts:
         own = self._tuner.stored(bundle)
         tried = []
         for task_id, parent_id in _origins(parent, bundle).items():
@@ -109,8 +115,9 @@ class Screener:
                     parent.workloads[parent_id], parents[parent_id], workload, trials, work
                 )
 
-        if self._config.retune_trials_per_task:
-            self._search_poor(work, parent, parents, bundle, tried)
+        if not self._config.retune_trials_per_task:
+            return Counts()
+        return self._search_poor(work, parent, parents, bundle, tried)
 
     def _search_poor(
         self,
@@ -119,8 +126,11 @@ class Screener:
         parents: dict[str, list[Program]],
         bundle: Bundle,
         tried: list[tuple[str, str]],
-    ) -> None:
-        """Search those of the changed tasks (with their parent's) that have no good transplant."""
+    ) -> Counts:
+        """Search those of the changed tasks (with their parent's) that have no good transplant.
+
+        Returns what an interrupted attempt at that had measured.
+        """
         own = self._tuner.stored(bundle)
         poor = []
         for task_id, parent_id in tried:
@@ -133,15 +143,18 @@ class Screener:
             )
             if not 0.0 < share <= most:
                 poor.append(task_id)
-        if poor:
-            search = TuneWork(
-                target=work.target,
-                network=_network(work),
-                trials_per_task=self._config.retune_trials_per_task,
-                added_trials=True,
-                tasks=tuple(poor),
-            )
-            self._tuner.search(search, bundle)
+        if not poor:
+            return Counts()
+        search = TuneWork(
+            target=work.target,
+            network=_network(work),
+            trials_per_task=self._config.retune_trials_per_task,
+            added_trials=True,
+            tasks=tuple(poor),
+        )
+        before = self._tuner.begun(bundle, search.key)
+        self._tuner.search(search, bundle)
+        return before
 
     def _measure(
         self,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from schemas.config import TuneConfig
 from schemas.table import Program
-from schemas.work import Tuned, TuneWork
+from schemas.work import TaskLatency, Tuned, TuneWork
 from workers.compiling.programs import ScheduleSpace
 from workers.measuring.gauge import Gauge
 from workers.protocols import ProgramTable
@@ -18,7 +18,7 @@ from workers.tuning.learning import Learning
 from workers.tuning.rounds import Rounds, Searching
 from workers.tuning.search import Search
 from workers.tuning.stored import as_proposed, fastest, task_latency
-from workers.tuning.trials import Trials
+from workers.tuning.trials import Counts, Trials
 
 
 class Tuner:
@@ -72,27 +72,37 @@ class Tuner:
         began, device_s = time.monotonic(), self._gauge.device_s
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
+        before = self.begun(bundle, work.key)
         self.search(work, bundle)
         self.check_fastest(bundle)
         return self.summary(
             bundle,
-            measured=counts.measured - measured,
-            failed=counts.failed - failed,
+            measured=counts.measured - measured + before.measured,
+            failed=counts.failed - failed + before.failed,
             device_s=self._gauge.device_s - device_s,
             wall_s=time.monotonic() - began,
         )
+
+    def begun(self, bundle: Bundle, *keys: str) -> Counts:
+        """What earlier attempts at works of these keys, which were interrupted, have measured."""
+        programs = [
+            program
+            for own in self.stored(bundle).values()
+            for program in own
+            if program.batch.split("/")[0] in keys
+        ]
+        measured = sum(program.measurement is not None for program in programs)
+        return Counts(measured=measured, failed=len(programs) - measured)
 
     def summary(
         self, bundle: Bundle, *, measured: int, failed: int, device_s: float, wall_s: float
     ) -> Tuned:
         """The fastest program of each task, as stored now."""
         stored = self.stored(bundle)
-        best = {task_id: fastest(programs) for task_id, programs in stored.items()}
-        self._learning.share_tasks(bundle, best, self._trials.measured_as)
         return Tuned(
             device_model=self._gauge.device_model,
             table=bundle.table,
-            latencies=tuple(task_latency(task_id, stored[task_id]) for task_id in bundle.task_ids),
+            latencies=self.latencies(bundle),
             measured_programs=measured,
             failed_programs=failed,
             device_s=device_s,
@@ -103,6 +113,13 @@ class Tuner:
                 for program in programs
             ),
         )
+
+    def latencies(self, bundle: Bundle) -> tuple[TaskLatency, ...]:
+        """What the fastest program of each task takes; later runs learn from them, too."""
+        stored = self.stored(bundle)
+        best = {task_id: fastest(programs) for task_id, programs in stored.items()}
+        self._learning.share_tasks(bundle, best, self._trials.measured_as)
+        return tuple(task_latency(task_id, stored[task_id]) for task_id in bundle.task_ids)
 
     def stored(self, bundle: Bundle) -> dict[str, list[Program]]:
         """All programs of the network's tasks, batch by batch as they were proposed."""

@@ -7,13 +7,14 @@ as the run lasts, and turns units of work into outcomes.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from schemas.config import TargetConfig
-from schemas.work import CompareWork, ExportWork, Outcome, ScreenWork, TuneWork, Work
+from schemas.work import CompareWork, ExportWork, Outcome, ScreenWork, Tuned, TuneWork, Work
 from workers.artifacts import ArtifactStore
 from workers.compiling.builder import Builder, ProgramBuilder
 from workers.compiling.fan_out import DistantBuilders, FanOut
@@ -106,10 +107,7 @@ class TuningWorker:
     def run(self, work: Work) -> Outcome:
         """Carry out one unit of work."""
         if isinstance(work, TuneWork):
-            tuned = self._tuner.tune(work)
-            if work.network is None:  # the uniform one: nothing is ranked by its tasks
-                return tuned
-            return self._libraries.chosen_inside(tuned, work.network, work.key)
+            return self._tuned(work)
         if isinstance(work, ScreenWork):
             return self._screener.screen(work)
         if isinstance(work, CompareWork):
@@ -117,6 +115,15 @@ class TuningWorker:
         if isinstance(work, ExportWork):
             return self._exporter.export(work)
         raise TypeError(f"a tuning worker does no {work.kind} work")
+
+    def _tuned(self, work: TuneWork) -> Tuned:
+        """Search, then choose among finalists inside the network: both are the work's cost."""
+        began, device_s = time.monotonic(), self._device.gauge.device_s
+        tuned = self._tuner.tune(work)
+        if work.network is not None:
+            tuned = self._libraries.chosen_inside(tuned, work.network, work.key, work.fraction)
+        spent_s = self._device.gauge.device_s - device_s
+        return tuned.model_copy(update={"device_s": spent_s, "wall_s": time.monotonic() - began})
 
     def close(self) -> None:
         """End the warm processes and a local device; remove the scratch folder."""
