@@ -16,8 +16,7 @@ with the untuned program's. Ratios are transplant / fresh search; below 1 the tr
 With ``--rows`` the rows are kept in a file of JSON lines, and given again it goes on with the
 layers of which there is none yet, so that several machines may take some ``--layers`` each and one
 put their rows together. With that, or with all layers, a picture is written to
-benchmarks/transplant.svg. The last line is JSON. (benchmarks/transplant.jsonl has rows of an
-earlier form, whose searches began with what was measured of the transplants: they do not go on.)
+benchmarks/transplant.svg. The last line is JSON.
 """
 
 from __future__ import annotations
