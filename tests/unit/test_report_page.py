@@ -70,7 +70,7 @@ def test_the_lines_that_run_the_library_name_its_kind_of_device(
     tvm_target: str | dict[str, str], device: str
 ) -> None:
     record = synthetic_record.record()
-    targets = tuple(
+    targets = list(
         target.model_copy(update={"tvm_target": tvm_target}) for target in record.config.targets
     )
     config = record.config.model_copy(update={"targets": targets})
