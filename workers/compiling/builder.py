@@ -20,7 +20,8 @@ class Library:
 
     ``arguments`` are element type and shape of each argument of its ``main``. ``is_timed_cold``:
     all of them but the first are out of the device's caches whenever it is timed. ``unfinished``:
-    the error is a time limit or a lost builder, for which a busy machine may be the cause.
+    the error is a time limit, a lost builder or what the machine lacked: no fault of the job,
+    perhaps.
     """
 
     path: Path

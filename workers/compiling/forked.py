@@ -27,6 +27,8 @@ from device_agents.tether import die_with_parent
 _STARTED = b"S"
 _NO_SPACE = os.strerror(errno.ENOSPC)
 """As a linker says it, too."""
+_KILLED = (signal.SIGKILL, signal.SIGTERM)
+"""Signals that come from outside of a job."""
 
 
 @dataclass
@@ -53,10 +55,9 @@ def run_forked(
 
     A result is what the job returned with ``seconds`` added, or ``{"error": text}``, where a limit
     was reached, memory or disk was short or somebody killed it with ``"unfinished": True``.
-    ``timeout_s``
-    counts from when the child has the cores (``working``), for which it may wait ``wait_s``. A
-    child ends with the thread that called, however that ends. Temporary files lie in ``folder``: of
-    children that are killed with their parent they stay there.
+    ``timeout_s`` counts from when the child has the cores (``working``), for which it may wait
+    ``wait_s``. A child ends with the thread that called, however that ends. Temporary files lie in
+    ``folder``: of children that are killed with their parent they stay there.
     """
     results: list[dict[str, Any]] = [{} for _ in jobs]
     waiting = list(enumerate(jobs))
@@ -156,11 +157,9 @@ def _reap(child: _Child) -> dict[str, Any]:
     shutil.rmtree(child.folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
         ended_by = signal.Signals(os.WTERMSIG(status))
-        if ended_by in (
-            signal.SIGKILL,
-            signal.SIGTERM,
-        ):  # the kernel's, for want of memory, perhaps
-            return {"error": f"killed with {ended_by.name}", "unfinished": True}
+        if ended_by in _KILLED:
+            told = f"killed with {ended_by.name} (for want of memory, perhaps)"
+            return {"error": told, "unfinished": True}
         return {"error": f"crashed with {ended_by.name}"}
     try:
         result: dict[str, Any] = json.loads(bytes(child.received).removeprefix(_STARTED))
