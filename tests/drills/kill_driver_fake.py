@@ -217,10 +217,8 @@ def kill_at_every_write(drill: Drill) -> None:
 
 def main(root: Path) -> None:
     wide = fake_world.config(targets=TARGETS, budget={"max_rounds": 40}, compare_uniform=0.5)
-    plain = fake_world.config(
-        budget={"max_rounds": 40},
-        tune={"trials_per_task": 4, "retune_trials_per_task": 0, "final_trials_per_task": 8},
-        targets=TARGETS[:1],
+    searched = fake_world.config(  # candidates screened by a search: none is tuned again
+        budget={"max_rounds": 40}, prune={"policy": "netadapt", "accuracy_floor": 0.5}, targets=TARGETS[:1]
     )
     ladder = fake_world.config(  # candidates that are neither screened nor compared
         budget={"max_rounds": 40},
@@ -228,7 +226,7 @@ def main(root: Path) -> None:
         targets=TARGETS[:1],
     )
     results: dict[str, Any] = {}
-    for name, config in (("wide", wide), ("plain", plain), ("ladder", ladder)):
+    for name, config in (("wide", wide), ("searched", searched), ("ladder", ladder)):
         calm = Drill(root / f"{name}-calm", config)
         calm.once()
         results[f"{name}-calm"] = calm.result()
