@@ -19,6 +19,8 @@ from orchestrator.compare.methods import (
     BASELINES,
     DENSE,
     OURS,
+    RECORDS,
+    RECORDS_OF_OTHERS,
     START,
     Spent,
     method_config,
@@ -29,6 +31,7 @@ from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.store.config_guard import ConfigChanged
 from orchestrator.store.reader import read_run
+from orchestrator.store.records import RecordsUnusable, copy_store
 from orchestrator.summary import exported_of, prepared_of, work_of
 from schemas.comparison import MethodRow, MethodTable
 from schemas.config import RunConfig, TargetConfig
@@ -87,10 +90,13 @@ def compare(
             original_candidates=original_candidates,
         )
 
-    for method in (OURS, DENSE, *(name for name in methods if name != OURS)):
+    goes_on = not driver.has_ended(config_of(OURS), folder / OURS)
+    records[OURS] = _run(OURS, config_of(OURS), report)
+    ours = spent_in(records[OURS])
+    if goes_on or not (folder / RECORDS_OF_OTHERS).exists():
+        _give_records(folder, report)
+    for method in (DENSE, *(name for name in methods if name != OURS)):
         records[method] = _run(method, config_of(method), report)
-        if method == OURS:
-            ours = spent_in(records[OURS])
     others = (name for name in (*BASELINES, *ABLATIONS) if name not in records)
     finished = [name for name in others if _has_ended(config_of(name), report)]
     records |= {name: _run(name, config_of(name), report) for name in finished}
@@ -176,6 +182,14 @@ def _make_way(config: RunConfig, folder: Path, report: Report) -> None:
             number += 1
         folder.rename(aside)
         report(f"{folder} begins again, what it was is in {aside.name}: {change}")
+
+
+def _give_records(folder: Path, report: Report) -> None:
+    """Let the others begin with what ours has measured; what they had measured is forgotten."""
+    try:
+        copy_store(folder / RECORDS, folder / RECORDS_OF_OTHERS)
+    except RecordsUnusable as error:
+        report(f"the other methods begin without ours' records: {error}")
 
 
 def _dense_weights(record: RunRecord, folder: Path) -> Path:

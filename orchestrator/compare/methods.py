@@ -1,10 +1,10 @@
 """The methods that are compared: each is a run with settings of its own.
 
-All share the dense network's weights, the fine-tuning recipe, the floor, the device and the records
-of measured programs. Every final network gets twice the trials of the search times its tasks. The
-dense one, to which all are compared, gets as many times its tasks as the most tuned task of ours
-had, those of the programs it descends from included. They are pooled as in any run: each task gets
-``tune.min_trials_per_task``, the rest goes where it pays.
+All share the dense network's weights, the fine-tuning recipe, the floor, the device and ours'
+records of measured programs; the others share theirs, too. Every final network gets twice the
+trials of the search times its tasks. The dense one, to which all are compared, gets as many times
+its tasks as the most tuned task of ours had, those of the programs it descends from included. They
+are pooled as in any run: each task gets ``tune.min_trials_per_task``, the rest goes where it pays.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from schemas.config import RunConfig
 DENSE, OURS, NETADAPT, ORIGINAL = "dense", "ours", "netadapt", "cprune-original"
 START = "start"
 """The run that trains the dense network and tunes it for the search; no row of the table."""
+RECORDS, RECORDS_OF_OTHERS = "records.sqlite", "records-others.sqlite"
+"""Ours has none of what the others measure: what its programs cost may not depend on who was first.
+They begin with a copy of its records."""
 
 _ENDLESS = {
     "max_rounds": 1_000_000,
@@ -98,12 +101,13 @@ def method_config(
     final_trials = trials if method == START else 2 * trials
     if method == DENSE:
         final_trials = max(final_trials, ours.most_trials)
+    records = RECORDS if method in (START, OURS) else RECORDS_OF_OTHERS
     settings: dict[str, Any] = {
         "run": method.replace(" ", "-"),
         "output": str(folder),
         "compare_uniform": None,
         "tune": {"final_trials_per_task": final_trials},
-        "records": {"share": True, "path": str(folder / "records.sqlite")},
+        "records": {"share": True, "path": str(folder / records)},
     }
     if checkpoint is not None:
         settings["model"] = {"checkpoint": str(checkpoint)}

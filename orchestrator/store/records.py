@@ -19,7 +19,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -264,17 +264,33 @@ class RecordStore:
         with self._errors(), transaction(self._db):
             yield
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            broken = getattr(error, "sqlite_errorcode", None) in _BROKEN
-            kind = RecordsBroken if broken else RecordsUnusable
-            raise kind(f"the record store {self.path} cannot be used: {error}") from error
-        except OSError as error:
-            why = f"{error.strerror or error}: {error.filename}"
-            raise RecordsUnusable(f"the record store {self.path} cannot be used: {why}") from error
+    def _errors(self) -> AbstractContextManager[None]:
+        return _errors_of(self.path)
+
+
+def copy_store(path: Path, to: Path) -> None:
+    """Make ``to`` hold what the store at ``path`` holds, and nothing else.
+
+    Either may be in use; whoever reads ``to`` finds all of it or what was there before. Raises
+    ``RecordsUnusable``.
+    """
+    with _errors_of(path):
+        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        with closing(source), closing(sqlite3.connect(to, timeout=BUSY_TIMEOUT_S)) as copy:
+            source.backup(copy)
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        broken = getattr(error, "sqlite_errorcode", None) in _BROKEN
+        kind = RecordsBroken if broken else RecordsUnusable
+        raise kind(f"the record store {path} cannot be used: {error}") from error
+    except OSError as error:
+        why = f"{error.strerror or error}: {error.filename}"
+        raise RecordsUnusable(f"the record store {path} cannot be used: {why}") from error
 
 
 @functools.cache

@@ -14,7 +14,13 @@ import pytest
 from records_world import failed, numbers, program, simulated, store
 
 from orchestrator.store import records
-from orchestrator.store.records import RecordsBroken, RecordStore, RecordsUnusable, store_path
+from orchestrator.store.records import (
+    RecordsBroken,
+    RecordStore,
+    RecordsUnusable,
+    copy_store,
+    store_path,
+)
 from schemas.config import MeasureConfig, RecordsConfig
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +62,26 @@ class TestContent:
         assert numbers(other.take(["task"], "m")) == [2]
         assert numbers(shared.take(["task"], "m")) == [1]
         other.close()
+
+    def test_a_copy_holds_what_the_store_does_and_nothing_else(
+        self, tmp_path: Path, path: Path, shared: RecordStore
+    ) -> None:
+        """Both stores are in use meanwhile, and go on to be."""
+        shared.keep([program(1), program(2)])
+        copy = store(tmp_path / "copy.sqlite")
+        copy.keep([program(3)])
+        copy_store(path, tmp_path / "copy.sqlite")
+        assert numbers(copy.take(["task"], "m")) == [1, 2]
+        shared.keep([program(4)])
+        copy.keep([program(5)])
+        assert numbers(copy.take(["task"], "m")) == [1, 2, 5]
+        assert numbers(shared.take(["task"], "m")) == [1, 2, 4]
+        copy.close()
+
+    def test_no_copy_is_made_of_a_store_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(RecordsUnusable, match=r"no.sqlite cannot be used: unable to open"):
+            copy_store(tmp_path / "no.sqlite", tmp_path / "copy.sqlite")
+        assert not (tmp_path / "copy.sqlite").exists()
 
     def test_conditions_are_the_compilers_versions_and_how_programs_are_timed(
         self, monkeypatch: pytest.MonkeyPatch
