@@ -9,7 +9,7 @@ from orchestrator.speedup import in_words
 from schemas.summary import NetworkSummary, Summary, TargetSummary
 
 HEADINGS = ("target", "network", "ms", "speed-up", "validation", "test", "M MACs", "k params")
-NOTE = "speed-up: median of the ratios of pairs, so not quite the ratio of the medians in ms"
+NOTE = "speed-up: median of paired ratios, so not quite the ratio of the medians in ms"
 APPROXIMATE = "~: of medians alone"
 
 
@@ -29,7 +29,7 @@ def lines(summary: Summary) -> Iterator[str]:
         accepted = sum(step.accepted for step in target.steps)
         floor = f", floor {target.accuracy_floor:.2%}" if target.accuracy_floor is not None else ""
         yield f"{target.target}: {accepted} accepted of {len(target.steps)} decided{floor}"
-        told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+        told = in_words(target.speedup_verdict, target.speedup, target.speedup_comparisons)
         if told:
             yield f"{target.target}: {told}"
         doubt = doubt_of(target)

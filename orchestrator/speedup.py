@@ -1,6 +1,6 @@
 """How the final network's latency compares with the dense one's, and in which words.
 
-Nothing is called faster or slower that the pairs cannot tell from the dense network.
+Nothing is called faster or slower that the comparisons cannot tell from the dense network.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from orchestrator.wording import count
 from schemas.network import Trained
 from schemas.summary import SpeedupVerdict
 from schemas.work import Exported
@@ -20,7 +21,7 @@ def is_dense(network: Trained, dense: Trained) -> bool:
 
 
 def verdict_of(exported: Exported, confidence: float, *, dense: bool) -> SpeedupVerdict | None:
-    """What the export's pairs tell; None without pairs. ``dense``: nothing was pruned."""
+    """What the export's comparisons tell; None without any. ``dense``: nothing was pruned."""
     ratios = exported.speedup_ratios
     if dense:
         return "dense"
@@ -45,10 +46,10 @@ def lower_bound(ratios: Sequence[float], confidence: float) -> float | None:
     smallest ratio, with the largest k for which fewer than k of n fair coins show heads with
     probability at most 1 - confidence.
     """
-    count = len(ratios)
+    number = len(ratios)
     below, rank = 0.0, 0
-    for heads in range(count):
-        below += math.comb(count, heads) / 2**count
+    for heads in range(number):
+        below += math.comb(number, heads) / 2**number
         if below > 1.0 - confidence:
             break
         rank = heads + 1
@@ -63,7 +64,7 @@ def interquartile_range(values: Sequence[float]) -> float:
     return high - low
 
 
-def in_words(verdict: SpeedupVerdict | None, ratio: float | None, pairs: int) -> str:
+def in_words(verdict: SpeedupVerdict | None, ratio: float | None, comparisons: int) -> str:
     """The comparison with the dense network, for people; empty where there is none."""
     if verdict is None or (ratio is None and verdict != "dense"):
         return ""
@@ -72,7 +73,7 @@ def in_words(verdict: SpeedupVerdict | None, ratio: float | None, pairs: int) ->
     if verdict in ("faster", "slower"):
         factor, word = factor_of(ratio)
         return f"{factor} {word} the dense network" if factor else f"{word} the dense network"
-    return f"{ratio:.2f}x, {remark(verdict, pairs)}"
+    return f"{ratio:.2f}x, {remark(verdict, comparisons)}"
 
 
 def factor_of(ratio: float) -> tuple[str, str]:
@@ -83,9 +84,9 @@ def factor_of(ratio: float) -> tuple[str, str]:
     return factor, "faster than" if ratio > 1.0 else "slower than"
 
 
-def remark(verdict: SpeedupVerdict | None, pairs: int) -> str:
+def remark(verdict: SpeedupVerdict | None, comparisons: int) -> str:
     """What has to stand beside a figure that is not beyond the noise; empty beside others."""
-    of_pairs = f"({pairs} pair{'' if pairs == 1 else 's'})"
+    behind = f"({count(comparisons, 'comparison')})"
     if verdict == "not_distinguishable":
-        return f"not distinguishable from the dense network {of_pairs}"
-    return f"too noisy to tell {of_pairs}" if verdict == "too_noisy" else ""
+        return f"not distinguishable from the dense network {behind}"
+    return f"too noisy to tell {behind}" if verdict == "too_noisy" else ""

@@ -195,7 +195,7 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         uniform_speedup=_uniform_speedup(exported) if exported else None,
         speedup=statistics.median(ratios) if ratios else None,
         speedup_low=lower_bound(ratios, confidence) if ratios else None,
-        speedup_pairs=len(ratios),
+        speedup_comparisons=len(ratios),
         speedup_verdict=verdict_of(exported, confidence, dense=dense) if exported else None,
         steps=[_step(step) for step in target.steps],
         widths=_widths(prepared.groups if prepared else (), final),

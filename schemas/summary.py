@@ -114,14 +114,16 @@ class TargetSummary(Schema):
         description="Baseline / uniform latency, of the medians of two comparisons: approximate."
     )
     speedup: float | None = Field(
-        description="Baseline / final latency, median of the paired ratios, which is not quite the "
-        "ratio of the two medians. None before the export, and where no step was accepted: the "
-        "final network is then the dense one, and a ratio of the two would be noise."
+        description="Baseline / final latency: the median over several comparisons of the median "
+        "of each one's pairs, which is not quite the ratio of the two medians. None before the "
+        "export, and where no step was accepted: the final network is then the dense one, and a "
+        "ratio of the two would be noise."
     )
     speedup_low: float | None = Field(
-        description="Lower bound of the speed-up at the run's confidence; None for too few pairs."
+        description="Lower bound of the speed-up at the run's confidence; None for too few "
+        "comparisons."
     )
-    speedup_pairs: int = Field(description="Pairs behind the speed-up.")
+    speedup_comparisons: int = Field(description="Comparisons behind the speed-up.")
     speedup_verdict: SpeedupVerdict | None = Field(
         description="faster, slower: beyond the noise at the run's confidence. "
         "not_distinguishable: the bound does not clear 1. too_noisy: the ratio of the medians "

@@ -41,7 +41,11 @@ class Task(Schema):
 class Measurement(Schema):
     """Latencies, and what is needed to believe them."""
 
-    run_ms: tuple[float, ...] = Field(min_length=1, description="One mean per repeat.")
+    run_ms: tuple[float, ...] = Field(
+        min_length=1,
+        description="One mean for each repeat; of a network that was compared "
+        "several times, one median for each time.",
+    )
     device: str = Field(description="Which physical device answered.")
     device_kind: Literal["local", "tracker", "replay", "simulated"]
     threads: int = Field(ge=1, description="Threads the device's runtime reported.")

@@ -310,7 +310,9 @@ class Exported(Schema):
     uniform: ExportedNetwork | None = None
     dense_tuned: Tuned
     final_tuned: Tuned
-    speedup_ratios: tuple[float, ...] = Field(description="dense / final, one for each pair.")
+    speedup_ratios: tuple[float, ...] = Field(
+        description="dense / final latency: the median of the pairs, one for each comparison."
+    )
     max_abs_difference: float = Field(ge=0.0, description="Library's logits against torch's.")
     max_abs_output: float = Field(ge=0.0, description="Largest absolute logit, for scale.")
     checked_images: int = Field(ge=1)

@@ -1,7 +1,8 @@
 """The last measurement: the final networks of all methods, on one device, one after the other.
 
 Each is compared with the dense network and with ours, in pairs taken in turns, so that what drifts
-on the device in between cancels out.
+on the device in between cancels out; and all of that several times over, since what else a machine
+does at the moment costs networks of different sizes differently.
 """
 
 from __future__ import annotations
@@ -16,34 +17,29 @@ from orchestrator.compare.methods import DENSE, OURS
 from schemas.base import Schema, content_key
 from schemas.config import MeasureConfig, TargetConfig
 from schemas.table import Comparison
+from workers.measuring.occasions import OCCASIONS, ratios_of, together
 
 
 class Finals(Schema):
     """Comparisons by method; ``key`` names the libraries that were measured."""
 
     key: str
-    beside_dense: dict[str, Comparison]
-    beside_ours: dict[str, Comparison]
+    beside_dense: dict[str, tuple[Comparison, ...]]
+    beside_ours: dict[str, tuple[Comparison, ...]]
 
     def over_dense(self, method: str) -> tuple[float, ...]:
-        """Dense / the method's latency, pair by pair."""
-        found = self.beside_dense[method]
-        pairs = zip(found.reference_ms, found.candidate_ms, strict=True)
-        return tuple(dense / own for dense, own in pairs)
+        """Dense / the method's latency, comparison by comparison."""
+        return ratios_of(self.beside_dense[method])
 
     def over_ours(self, method: str) -> tuple[float, ...]:
-        """The method's / our latency, pair by pair."""
-        if method not in self.beside_ours:
-            return ()
-        found = self.beside_ours[method]
-        pairs = zip(found.reference_ms, found.candidate_ms, strict=True)
-        return tuple(own / ours for ours, own in pairs)
+        """The method's / our latency, comparison by comparison."""
+        return tuple(1.0 / ratio for ratio in ratios_of(self.beside_ours.get(method, ())))
 
     def latency_ms(self, method: str) -> float:
         """The method's latency in ms; the dense network's beside ours."""
         if method == DENSE:
-            return self.beside_dense[OURS].reference.latency_ms
-        return self.beside_dense[method].candidate.latency_ms
+            return together([found.reference for found in self.beside_dense[OURS]]).latency_ms
+        return together([found.candidate for found in self.beside_dense[method]]).latency_ms
 
 
 def measure_finals(
@@ -69,17 +65,22 @@ def measure_finals(
         scratch = Path(folder)
         device = open_device(plain, measure, lock_dir(), scratch)
         try:
-            beside: dict[str, dict[str, Comparison]] = {DENSE: {}, OURS: {}}
-            for reference, found in beside.items():
-                if reference not in libraries:
-                    continue
-                for method, path in libraries.items():
-                    if method in (DENSE, reference):
+            beside: dict[str, dict[str, tuple[Comparison, ...]]] = {DENSE: {}, OURS: {}}
+            for occasion in range(OCCASIONS):
+                report(f"measuring all, {occasion + 1} of {OCCASIONS} times")
+                for reference, found in beside.items():
+                    if reference not in libraries:
                         continue
-                    report(f"measuring {method} beside {reference}")
-                    found[method] = device.gauge.compare(
-                        f"finals:{reference}:{method}", libraries[reference], path, input_shape
-                    )
+                    for method, path in libraries.items():
+                        if method in (DENSE, reference):
+                            continue
+                        comparison = device.gauge.compare(
+                            f"finals:{reference}:{method}:{occasion}",
+                            libraries[reference],
+                            path,
+                            input_shape,
+                        )
+                        found[method] = (*found.get(method, ()), comparison)
         finally:
             device.close()
     return Finals(key=key, beside_dense=beside[DENSE], beside_ours=beside[OURS])

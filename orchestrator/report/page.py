@@ -29,7 +29,7 @@ from schemas.summary import NetworkSummary, StepSummary, Summary, TargetSummary
 def headline(target: TargetSummary) -> str:
     """The result on one target in one line of plain text."""
     if target.speedup_verdict is not None and target.final is not None:
-        told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+        told = in_words(target.speedup_verdict, target.speedup, target.speedup_comparisons)
         told = told.removesuffix(" than the dense network")
         joint = ", " if target.speedup_verdict == "dense" or "(" in told else " "
         accuracy = percent(target.final.val_accuracy)
@@ -197,7 +197,7 @@ def _speedup_fact(target: TargetSummary) -> tuple[str, str]:
     if target.speedup_verdict in ("faster", "slower"):
         factor, word = factor_of(target.speedup)
         return factor or "1.00x", f"{word} the dense network"
-    return f"{target.speedup:.2f}x", remark(target.speedup_verdict, target.speedup_pairs)
+    return f"{target.speedup:.2f}x", remark(target.speedup_verdict, target.speedup_comparisons)
 
 
 def _networks(record: RunRecord, target: TargetSummary) -> str:

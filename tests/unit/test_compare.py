@@ -442,10 +442,11 @@ def stopped_by(record: RunRecord, why: str) -> RunRecord:
     return record.model_copy(update={"targets": targets})
 
 
-def pairs(reference_ms: float, candidate_ms: float) -> Comparison:
-    return Comparison(
+def pairs(reference_ms: float, candidate_ms: float) -> tuple[Comparison, ...]:
+    comparison = Comparison(
         reference_ms=(reference_ms,) * 6,
         candidate_ms=(candidate_ms,) * 6,
         reference=fake_world.measurement(reference_ms),
         candidate=fake_world.measurement(candidate_ms),
     )
+    return (comparison,) * 6

@@ -147,10 +147,10 @@ def test_a_training_that_goes_on_counts_for_the_target_that_asked_for_it() -> No
 def test_a_run_that_accepted_no_step_has_no_speedup() -> None:
     target = summarise(synthetic_record.unpruned()).targets[0]
     assert target.speedup is target.speedup_low is None
-    assert target.speedup_verdict == "dense" and target.speedup_pairs == 0
+    assert target.speedup_verdict == "dense" and target.speedup_comparisons == 0
     assert target.tasks_before and not target.tasks_after
     assert target.baseline and target.final
-    told = in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+    told = in_words(target.speedup_verdict, target.speedup, target.speedup_comparisons)
     assert told == "no step was accepted: the result is the dense network"
     running = summarise(synthetic_record.record(finished=False, steps=0)).targets[0]
     assert running.tasks_before and not running.tasks_after
@@ -172,7 +172,7 @@ def test_a_driver_that_finds_no_step_says_so(tmp_path: Path) -> None:
         ([2.0 + 0.01 * i for i in range(10)], 0.49, "faster", "2.04x faster than the dense"),
         ([0.5 + 0.01 * i for i in range(10)], 1.84, "slower", "1.83x slower than the dense"),
         ([0.9 + 0.03 * i for i in range(10)], 1.0, "not_distinguishable", "x, not disting"),
-        ([2.0] * 3, 0.5, "not_distinguishable", "(3 pairs)"),
+        ([2.0] * 3, 0.5, "not_distinguishable", "(3 comparisons)"),
         ([2.0 + 0.01 * i for i in range(10)], 0.3, "too_noisy", "2.04x, too noisy to tell (10 "),
         ([1.001] * 10, 1 / 1.001, "faster", "as fast as the dense network"),
     ],
@@ -182,7 +182,7 @@ def test_the_verdict_is_what_the_pairs_tell(
 ) -> None:
     target = summarise(with_ratios(*ratios, final_ms=final_ms)).targets[0]
     assert target.speedup_verdict == verdict
-    assert told in in_words(target.speedup_verdict, target.speedup, target.speedup_pairs)
+    assert told in in_words(target.speedup_verdict, target.speedup, target.speedup_comparisons)
 
 
 def empty() -> RunRecord:

@@ -12,11 +12,12 @@ from tvm.s_tir import meta_schedule as ms
 
 from schemas.config import TargetConfig
 from schemas.network import Trained
-from schemas.table import Comparison, Measurement
+from schemas.table import Measurement
 from schemas.work import Exported, ExportedNetwork, ExportWork, Tuned
 from workers.export.loading import load_pruned
 from workers.export.torch_exports import write_torch_exports
 from workers.measuring.gauge import Gauge
+from workers.measuring.occasions import compare_often, ratios_of, together
 from workers.networks import Networks
 from workers.training.images import batches
 from workers.training.metrics import evaluate
@@ -68,9 +69,11 @@ class Exporter:
         dense_library, dense_key = self._libraries.build(work.dense)
         final_library, final_key = self._libraries.build(work.final)
         shape = work.final.info.input_shape
-        comparison = self._gauge.compare(
-            f"export:{dense_key}:{final_key}", dense_library, final_library, shape
+        compared = compare_often(
+            self._gauge, f"export:{dense_key}:{final_key}", dense_library, final_library, shape
         )
+        dense_latency = together([comparison.reference for comparison in compared])
+        final_latency = together([comparison.candidate for comparison in compared])
         uniform = self._uniform(work, dense_library, dense_key)
         artifacts, notes = self._write(work.final, final_library)
         deployed = load_pruned(self._folder)
@@ -83,17 +86,12 @@ class Exporter:
                 f"{images} test images, where the largest is {largest:.3g}: it is not exported"
             )
         return Exported(
-            dense=self._judged(work.dense, self._networks.load(work.dense), comparison.reference),
-            final=self._judged(work.final, deployed, comparison.candidate),
+            dense=self._judged(work.dense, self._networks.load(work.dense), dense_latency),
+            final=self._judged(work.final, deployed, final_latency),
             uniform=uniform,
             dense_tuned=self._tuned(work.dense),
             final_tuned=self._tuned(work.final),
-            speedup_ratios=tuple(
-                before / after
-                for before, after in zip(
-                    comparison.reference_ms, comparison.candidate_ms, strict=True
-                )
-            ),
+            speedup_ratios=ratios_of(compared),
             max_abs_difference=difference,
             max_abs_output=largest,
             checked_images=images,
@@ -109,11 +107,16 @@ class Exporter:
         if work.uniform is None:
             return None
         library, key = self._libraries.build(work.uniform, work.fraction)
-        comparison: Comparison = self._gauge.compare(
-            f"export:{dense_key}:{key}", dense_library, library, work.uniform.info.input_shape
+        compared = compare_often(
+            self._gauge,
+            f"export:{dense_key}:{key}",
+            dense_library,
+            library,
+            work.uniform.info.input_shape,
         )
+        latency = together([comparison.candidate for comparison in compared])
         model = self._networks.load(work.uniform, work.fraction)
-        return self._judged(work.uniform, model, comparison.candidate)
+        return self._judged(work.uniform, model, latency)
 
     def _judged(self, trained: Trained, model: nn.Module, latency: Measurement) -> ExportedNetwork:
         test, metric = self._networks.splits.test, self._networks.config.metric
