@@ -90,7 +90,7 @@ def test_the_page_of_a_run_that_accepted_no_step_claims_nothing() -> None:
         (0.5, "slower", "2.00x slower at", "slower than the dense network"),
         (0.996, "slower", "As fast as the dense network at", "as fast as the dense network"),
         (1.02, "not_distinguishable", "1.02x, not distinguishable", "(10 comparisons)"),
-        (1.4, "too_noisy", "1.40x, too noisy to tell (10 comparisons), at", "tell (10 comp"),
+        (1.4, "too_noisy", "1.40x, too noisy to tell (10 compar", "tell (10 comparisons)"),
     ],
 )
 def test_words_follow_the_verdict(ratio: float, verdict: str, title: str, caption: str) -> None:
