@@ -16,7 +16,8 @@ from workers.measuring.gauge import Gauge
 
 OCCASIONS = 7
 """The least of seven ratios is a lower bound of their median with 99 % confidence, by the sign
-test; of fewer than six, not with 97 %, which is the default."""
+test; of fewer than six, not with 97 %, which is the default. They follow each other, so that is of
+the minute in which they are taken: what lasts longer spoils them all."""
 
 
 def compare_often(
