@@ -42,13 +42,13 @@ from orchestrator.store.samples import MOST_SAMPLES, chosen
 from schemas.config import MeasureConfig, TargetConfig
 from schemas.table import Program, Sample
 from workers.compiling.network import relax_network
-from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import TaskTable, build_table
 from workers.compiling.winograd import winograd_forms
 from workers.measuring.setup import resolve_target
 from workers.pruning.fold import exported_program, fold_batch_norm
 from workers.tuning.cost_model import RecordModel, packed
-from workers.tuning.search import Search, target_of
+from workers.tuning.search import target_of
+from workers.tuning.search_jobs import FeaturesJob, extract
 
 _ROUND = 16
 _LEAST_PROGRAMS = 2 * _ROUND
@@ -70,8 +70,6 @@ class Bench:
         The file ``records`` is written: times of use.
         """
         self._target = target_of(resolve_target(TargetConfig()))
-        self._space = ScheduleSpace(self._target)
-        self._search = Search(self._space, 1, 1)
         self._model = RecordModel()
         self._most_programs = most_programs
         self._records = records
@@ -134,13 +132,11 @@ class Bench:
         return build_table(relax, self._target)
 
     def _extract(self, table: TaskTable, task_id: str, programs: Sequence[Program]) -> None:
-        module = table.workloads[task_id].module
         unknown = [p for p in programs if not self._model.knows(p.program_id)]
-        if unknown:
-            self._model.add(
-                self._search.context(task_id, module, 1),
-                [(p.program_id, self._space.replay(module, p.trace)) for p in unknown],
-            )
+        traces = tuple(program.trace for program in unknown)
+        job = FeaturesJob(task_id=task_id, module=table.workloads[task_id].text, traces=traces)
+        for program, features in zip(unknown, extract(job, self._target).packed, strict=True):
+            self._model.keep(program.program_id, features)
 
     def _sample(self, program: Program) -> Sample:
         return Sample(

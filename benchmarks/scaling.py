@@ -40,13 +40,14 @@ from schemas.config import MeasureConfig, TargetConfig, TuneConfig
 from workers.compiling.builder import Builder, Library
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace
-from workers.compiling.tasks import Workload, build_table
+from workers.compiling.tasks import build_table
+from workers.compiling.workload import Workload
 from workers.measuring.agents import DeviceAddress
 from workers.measuring.fleet import Fleet
 from workers.measuring.setup import resolve_target
 from workers.pruning.fold import exported_program
 from workers.tuning.search import Search, target_of
-from workers.tuning.trials import Trial, Trials
+from workers.tuning.trials import Trial, Trials, trial_of
 
 SERVICE_S = 2.0
 PROGRAMS_PER_DEVICE = 10
@@ -150,10 +151,10 @@ class Bench:
             os.link(self._library.path, path)
             libraries.append(replace(self._library, path=path))
         programs = [
-            replace(self._trial, program_id=name, position=position)
+            replace(self._trial, batch=batch, program_id=name, position=position)
             for position, name in enumerate(names)
         ]
-        trials.measure(self._workload, programs, libraries, batch)
+        trials.measure(programs, libraries)
 
     def _check(self, key: str, devices: int, count: int) -> None:
         """Every program is stored once, has been measured, and says that it is simulated."""
@@ -174,7 +175,7 @@ class Bench:
         search = Search(self._space, population_size=8, generations=1)
         model = ms.cost_model.RandomModel()
         proposal, *_ = search.propose(workload, [], 1, 0, model)
-        return Trial(proposal.program_id, proposal.trace, proposal.schedule, "search")
+        return trial_of(workload, "", proposal.schedule, "search")
 
     def _built(self) -> Library:
         trials = Trials(

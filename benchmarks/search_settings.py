@@ -1,6 +1,7 @@
 """What search settings are worth: a narrow ResNet-18 tuned anew with each of them.
 
-    python benchmarks/search_settings.py [--trials N] [--seeds N] [--setting POPULATION:ROUND ...]
+    python benchmarks/search_settings.py [--trials N] [--seeds N]
+                                         [--setting POPULATION:ROUND[:ROUNDS_AT_ONCE] ...]
 
 ResNet-18 for 32x32 images, width 16 with half of its channels, untrained: some 20 tasks that take
 microseconds each, as the networks that pruning ends with. For each seed every setting searches once
@@ -60,7 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=16, help="for each task")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--setting", action="append", metavar="POPULATION:ROUND")
+    parser.add_argument("--setting", action="append", metavar="POPULATION:ROUND[:ROUNDS_AT_ONCE]")
     arguments = parser.parse_args()
     settings = tuple(arguments.setting or _SETTINGS)
     print(f"{cpu_model()}, {arguments.trials} trials for each task", flush=True)
@@ -91,9 +92,12 @@ def _bundle(bench: Workbench) -> Bundle:
 
 def _search(setting: str, seed: int, trials: int) -> Found:
     """One search from nothing."""
-    population, size = map(int, setting.split(":"))
+    population, size, *at_once = map(int, setting.split(":"))
     tune = TuneConfig(
-        population_size=population, round_size=size, min_trials_per_task=max(1, trials // 2)
+        population_size=population,
+        round_size=size,
+        rounds_at_once=at_once[0] if at_once else 1,
+        min_trials_per_task=max(1, trials // 2),
     )
     ledger = MemoryLedger()
     with (

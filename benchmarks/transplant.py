@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transplant_parts.layers import LAYERS, Layer
@@ -40,10 +41,9 @@ from orchestrator.store.memory import MemoryLedger
 from schemas.config import MeasureConfig, TuneConfig
 from schemas.table import Program
 from schemas.work import TuneWork
-from workers.compiling.programs import program_id, trace_text
 from workers.tuning.bundle import Bundle
 from workers.tuning.stored import fastest
-from workers.tuning.trials import Trial
+from workers.tuning.trials import trial_of
 
 PICTURE = Path(__file__).with_name("transplant.svg")
 _TURNS = 7
@@ -89,17 +89,11 @@ class Bench:
         bench, workload = self._bench, bundle.workloads[_main(bundle)]
         schedules = bench.space.transplant(workload.module, workload.axes, parent.trace, limit)
         trials = [
-            Trial(
-                program_id(workload.task.task_id, trace_text(schedule)),
-                trace_text(schedule),
-                schedule,
-                "transplant",
-                parent.program_id,
-            )
+            replace(trial_of(workload, "bench", schedule, "transplant"), parent=parent.program_id)
             for schedule in schedules
         ]
         libraries = bench.trials.build(trials).result()
-        programs = bench.trials.measure(workload, trials, libraries, "bench")
+        programs = bench.trials.measure(trials, libraries)
         seconds = time.monotonic() - began
         ran = [program for program in programs if program.measurement]
         checked = bench.trials.check([(workload, program) for program in ran])
@@ -112,10 +106,12 @@ class Bench:
     def in_turns(self, bundle: Bundle, programs: Sequence[Program]) -> list[float]:
         """Latency of each in ms: the median over rounds that measure one after the other."""
         there = {program.program_id: program for program in programs}
-        bench, module = self._bench, bundle.workloads[_main(bundle)].module
+        bench, workload = self._bench, bundle.workloads[_main(bundle)]
         trials = [
-            Trial(name, program.trace, bench.space.replay(module, program.trace), program.source)
-            for name, program in there.items()
+            trial_of(
+                workload, "", bench.space.replay(workload.module, program.trace), program.source
+            )
+            for program in there.values()
         ]
         libraries = bench.trials.build(trials).result()
         failed = [library.error for library in libraries if library.error]

@@ -22,6 +22,7 @@ from workers.protocols import ProgramTable
 from workers.pruning.fold import exported_program, fold_batch_norm
 from workers.tuning.bundle import Bundle
 from workers.tuning.search import target_of
+from workers.tuning.searchers import Searchers
 from workers.tuning.trials import Trials
 from workers.tuning.tuner import Tuner
 
@@ -88,11 +89,16 @@ def workbench(
     space = ScheduleSpace(target)
     program_builder = noting(builder)
 
+    searchers = Searchers(
+        device.tvm_target, device.build_processes, cores, folder / "locks", folder
+    )
+
     def open_tuning(table: ProgramTable, tune: TuneConfig, scratch: Path) -> tuple[Trials, Tuner]:
         trials = Trials(program_builder, device.gauge, space, table, tune, scratch, lambda: cold)
         tuner = Tuner(
             None,  # type: ignore[arg-type]  # every network is handed over imported
             space,
+            searchers,
             trials,
             device.gauge,
             table,
@@ -108,4 +114,5 @@ def workbench(
     finally:
         trials.close()
         builder.close()
+        searchers.close()
         device.close()

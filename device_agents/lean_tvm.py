@@ -22,6 +22,16 @@ def block_torch() -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None blocks an import
 
 
+def unblock_torch() -> None:
+    """Undo ``block_torch``, once TVM is imported, for libraries that look at what is loaded.
+
+    SciPy takes a blocked torch for one that is there.
+    """
+    for name in ("torch", "torchvision"):
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
+
+
 def import_runtime(runs_on: str = "cpu") -> ModuleType:
     """Import and return ``tvm`` with its runtime alone: no torch, no compiler.
 

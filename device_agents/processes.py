@@ -100,6 +100,7 @@ class WarmProcess:
         self._frames: Frames | None = None
         self._is_ready = False
         self._calls = 0
+        self._stops = 0
 
     @property
     def pid(self) -> int | None:
@@ -143,8 +144,24 @@ class WarmProcess:
             raise RemoteFailure(*failure)
         return answer
 
+    def call_again(
+        self, method: str, payload: dict[str, Any] | None = None, *, timeout_s: float
+    ) -> dict[str, Any]:
+        """As ``call``; once more where the process ended in the middle, unless ``stop`` ended it.
+
+        For processes that work in children, so that no call ends them.
+        """
+        stops = self._stops
+        try:
+            return self.call(method, payload, timeout_s=timeout_s)
+        except ProcessDied:
+            if self._stops != stops:
+                raise
+            return self.call(method, payload, timeout_s=timeout_s)
+
     def stop(self) -> None:
         """Kill the process and its children, also from another thread than one that is calling."""
+        self._stops += 1
         self._kill()
 
     def tail(self, size: int = _TAIL_BYTES) -> str:

@@ -5,14 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from schemas.base import Schema
@@ -294,7 +287,13 @@ class TuneConfig(Section):
         default=None, gt=0.0, description="Longest use of the device by one such search."
     )
     round_size: int = Field(
-        default=16, ge=1, description="Programs built and measured in one batch."
+        default=16, ge=1, description="Programs that one round of a task's search proposes."
+    )
+    rounds_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tasks searched at once, whose programs are one batch. More keep more cores "
+        "and devices busy, and learn later. Default: one for every 4 cores of the machine, 1 to 8.",
     )
     population_size: int = Field(default=64, ge=1, description="Programs of one generation.")
     generations: int = Field(default=1, ge=1, description="Of the search, for one batch.")
@@ -379,7 +378,7 @@ class TargetConfig(Section):
         default=32,
         ge=1,
         description="tracker: most devices of the key that measure at once, of those that are "
-        "free; no more than the programs of a batch (tune.round_size).",
+        "free; no more than the programs of a batch (tune.round_size times tune.rounds_at_once).",
     )
     recording: str | None = Field(
         default=None,

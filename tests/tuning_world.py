@@ -119,6 +119,7 @@ def restarted(
     return Tuner(
         old._bundles,
         old.space,
+        worker._searchers,
         worker._trials,
         worker._device.gauge,
         old._table,

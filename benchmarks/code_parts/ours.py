@@ -20,7 +20,7 @@ from orchestrator.store.sharing import Sharing, SharingLedger
 from schemas.config import MeasureConfig, PruneConfig, RunConfig, TuneConfig
 from schemas.network import NetworkInfo, Structure, Trained
 from schemas.work import Tuned, TuneWork
-from workers.compiling.tasks import Workload
+from workers.compiling.workload import Workload
 from workers.measuring.gauge import Gauge
 from workers.pruning.fold import fold_batch_norm
 from workers.tuning.bundle import Bundle

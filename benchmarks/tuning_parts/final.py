@@ -18,8 +18,9 @@ from tuning_parts.ours import PROGRAMS, TARGET
 from tuning_parts.stock import DATABASE
 from workers.compiling.builder import Builder, BuildJob, Library
 from workers.compiling.programs import ScheduleSpace
-from workers.compiling.tasks import Workload, build_table
+from workers.compiling.tasks import build_table
 from workers.compiling.trace import dump_trace
+from workers.compiling.workload import Workload
 from workers.measuring.gauge import Gauge, ProgramFailed
 from workers.measuring.setup import open_device
 from workers.tuning.search import target_of

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from schemas.table import Program
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace, program_id, trace_text
-from workers.compiling.tasks import Workload, build_table
+from workers.compiling.tasks import build_table
+from workers.compiling.workload import Workload
 from workers.pruning.fold import exported_program
 from workers.tuning.search import Search
 from workers.tuning.worker import TuningWorker

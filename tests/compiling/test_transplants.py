@@ -14,8 +14,9 @@ from schemas.table import Program
 from schemas.work import TuneWork
 from workers.compiling.network import relax_network
 from workers.compiling.programs import program_id, trace_text
-from workers.compiling.tasks import Workload, build_table
+from workers.compiling.tasks import build_table
 from workers.compiling.trace import factors_of_loop
+from workers.compiling.workload import Workload
 from workers.pruning.fold import exported_program
 from workers.tuning.bundle import Bundle
 from workers.tuning.worker import TuningWorker

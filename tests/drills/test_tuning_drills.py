@@ -1,4 +1,5 @@
-"""While a network is tuned: its device, its builder and its measuring process are killed or frozen.
+"""While a network is tuned: its device, or a process that searches, builds or measures for it, is
+killed or frozen.
 
 Each strikes once, between two programs or in the middle of a measurement. Tuning goes on and ends
 with the number of trials it was asked for; of the programs few fail, and nothing waits for long.
@@ -74,6 +75,10 @@ def kill_builder(worker: TuningWorker) -> list[psutil.Process]:
     return killed(pid)
 
 
+def kill_searchers(worker: TuningWorker) -> list[psutil.Process]:
+    return killed(worker._searchers.pid)
+
+
 def kill_tracker(worker: TuningWorker) -> list[psutil.Process]:
     """The session lives on without it; it is ended, so that the next one needs the tracker."""
     processes = killed(inside(worker)._local.tracker.pid)
@@ -100,7 +105,8 @@ def check(worker: TuningWorker, table: Table, tuned: Tuned, failures: int) -> No
 
 
 @pytest.mark.parametrize(
-    "attack", [kill_server, freeze_server, kill_gauge, kill_tracker, kill_builder]
+    "attack",
+    [kill_server, freeze_server, kill_gauge, kill_tracker, kill_builder, kill_searchers],
 )
 def test_struck_between_two_programs(worker: TuningWorker, table: Table, attack: Attack) -> None:
     victims: list[psutil.Process] = []

@@ -71,7 +71,7 @@ def test_a_task_whose_transplant_gains_less_than_half_of_what_it_should_is_searc
 def test_a_task_without_any_transplant_is_searched(
     worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Screener, "_transplants", lambda self, workload, programs: [])
+    monkeypatch.setattr(Screener, "_transplants", lambda *_: [])
     before = known(table)
     found = screen(worker)
     assert not found.refused and found.candidate_ms > 0.0
@@ -109,7 +109,7 @@ def test_a_transplant_that_another_run_measured_is_judged_like_an_own_one(
 def test_without_retuning_such_a_candidate_is_refused(
     worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Screener, "_transplants", lambda self, workload, programs: [])
+    monkeypatch.setattr(Screener, "_transplants", lambda *_: [])
     plain = worker._screener._config.model_copy(update={"retune_trials_per_task": 0})
     monkeypatch.setattr(worker._screener, "_config", plain)
     assert "no transplant of" in screen(worker).refused

@@ -3,7 +3,7 @@ learned from one network is known to the next."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from schemas.config import RunConfig
 from schemas.record import WorkRecord
 from schemas.table import Program, Sample
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
-from workers.compiling.tasks import Workload
-from workers.tuning.search import Search
+from workers.tuning.cost_model import RecordModel
+from workers.tuning.search_jobs import SearchJob
+from workers.tuning.searchers import Searchers
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
 
@@ -178,26 +179,23 @@ class Round:
 def rounds(monkeypatch: pytest.MonkeyPatch) -> list[Round]:
     """The rounds of all runs."""
     seen: list[Round] = []
-    original = Search.propose
+    models: list[dict[str, int]] = []
+    fitted, original = RecordModel.fitted, Searchers.propose
 
-    def propose(
-        self: Search,
-        workload: Workload,
-        measured: list[Program],
-        count: int,
-        seed: int,
-        model: Any,
-        *rest: Any,
-    ) -> Any:
-        found = original(self, workload, measured, count, seed, model, *rest)
-        learned_from = {name: len(group.features) for name, group in model.data.items()}
-        ids = [proposal.program_id for proposal in found]
-        seen.append(
-            Round(workload.task.task_id, len(measured), learned_from, model.booster is None, ids)
-        )
+    def fit(self: RecordModel, records: dict[str, dict[str, float]], seed: int) -> Any:
+        model = fitted(self, records, seed)
+        models.append({name: len(group.features) for name, group in model.data.items()})
+        return model
+
+    def propose(self: Searchers, jobs: Sequence[SearchJob], booster: bytes) -> Any:
+        found = original(self, jobs, booster)
+        for job, programs in zip(jobs, found, strict=True):
+            ids = [program.program_id for program in programs]
+            seen.append(Round(job.task.task_id, len(job.known), models[-1], not booster, ids))
         return found
 
-    monkeypatch.setattr(Search, "propose", propose)
+    monkeypatch.setattr(RecordModel, "fitted", fit)
+    monkeypatch.setattr(Searchers, "propose", propose)
     return seen
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tuning_world import Table, network, restarted, tune_work
 
 from schemas.table import Program
 from schemas.work import Tuned
-from workers.compiling.tasks import Workload
 from workers.measuring.gauge import OutputCheck
-from workers.tuning.search import Search
+from workers.tuning.search_jobs import SearchJob
+from workers.tuning.searchers import Searchers
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
 
@@ -53,16 +54,17 @@ def asked(worker: TuningWorker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def proposed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], list[str]]:
     """What each round proposed: by task and number of its programs known before."""
     rounds: dict[tuple[str, int], list[str]] = {}
-    original = Search.propose
+    original = Searchers.propose
 
-    def propose(self: Search, workload: Workload, measured: list[Program], *rest: Any) -> Any:
-        found = original(self, workload, measured, *rest)
-        ids = [proposal.program_id for proposal in found]
-        known = rounds.setdefault((workload.task.task_id, len(measured)), ids)
-        assert known == ids, "a round changed its mind"
+    def propose(self: Searchers, jobs: Sequence[SearchJob], booster: bytes) -> Any:
+        found = original(self, jobs, booster)
+        for job, programs in zip(jobs, found, strict=True):
+            ids = [program.program_id for program in programs]
+            known = rounds.setdefault((job.task.task_id, len(job.known)), ids)
+            assert known == ids, "a round changed its mind"
         return found
 
-    monkeypatch.setattr(Search, "propose", propose)
+    monkeypatch.setattr(Searchers, "propose", propose)
     return rounds
 
 
@@ -217,26 +219,31 @@ def test_a_round_is_measured_while_the_next_is_searched(
 ) -> None:
     """The second search waits until the first round's programs are being measured."""
     begun, tasks, waited = threading.Event(), set[str](), []
-    measure, propose = worker._trials.measure, Search.propose
+    measure, propose = worker._trials.measure, Searchers.propose
 
     def measuring(*values: Any, **named: Any) -> list[Program]:
         begun.set()
         return measure(*values, **named)
 
-    def searching(search: Search, workload: Workload, *values: Any) -> Any:
-        if workload.task.task_id not in tasks and tasks:
+    def searching(searchers: Searchers, jobs: Sequence[SearchJob], booster: bytes) -> Any:
+        (job,) = jobs
+        if job.task.task_id not in tasks and tasks:
             waited.append(begun.wait(timeout=60.0))
-        tasks.add(workload.task.task_id)
-        return propose(search, workload, *values)
+        tasks.add(job.task.task_id)
+        return propose(searchers, jobs, booster)
 
     monkeypatch.setattr(worker._trials, "measure", measuring)
-    monkeypatch.setattr(Search, "propose", searching)
-    tuned = restarted(worker, searches_meanwhile=True).tune(tune_work(2, FIRST, SECOND))
+    monkeypatch.setattr(Searchers, "propose", searching)
+    tuner = restarted(worker, searches_meanwhile=True, rounds_at_once=1)
+    tuned = tuner.tune(tune_work(2, FIRST, SECOND))
     assert waited == [True]
     assert trials(table, tuned) == {FIRST: 2, SECOND: 2}
 
 
-@pytest.mark.parametrize(("stored", "meanwhile"), [(1, False), (5, False), (5, True)])
+@pytest.mark.parametrize(
+    ("stored", "meanwhile", "at_once"),
+    [(1, False, 1), (5, False, 1), (5, True, 1), (3, False, 2), (5, True, 2)],
+)
 def test_a_killed_work_goes_on_where_it_was(
     worker: TuningWorker,
     table: Table,
@@ -244,6 +251,7 @@ def test_a_killed_work_goes_on_where_it_was(
     proposed: dict[tuple[str, int], list[str]],
     stored: int,
     meanwhile: bool,
+    at_once: int,
 ) -> None:
     """``proposed`` asserts that every round proposes after the restart what it did before."""
 
@@ -254,14 +262,15 @@ def test_a_killed_work_goes_on_where_it_was(
     work = tune_work(4, FIRST, SECOND)
     table.before_add = kill
     with pytest.raises(Interrupted):
-        restarted(worker, searches_meanwhile=meanwhile).tune(work)
+        restarted(worker, searches_meanwhile=meanwhile, rounds_at_once=at_once).tune(work)
     before = table.all_programs()
     assert len(before) == stored and proposed
     measured_and_lost = asked[stored:]
     asked.clear()
     table.before_add = None
 
-    tuned = restarted(worker, searches_meanwhile=meanwhile).tune(work)
+    again = restarted(worker, searches_meanwhile=meanwhile, rounds_at_once=at_once)
+    tuned = again.tune(work)
     assert trials(table, tuned) == {FIRST: 4, SECOND: 4}
     assert {program.program_id for program in before}.isdisjoint(asked)
     assert len(set(asked)) == len(asked) and set(measured_and_lost) <= set(asked)
@@ -289,7 +298,8 @@ def test_unchanged_tasks_of_a_pruned_network_keep_their_records(
 def test_processes_stay_warm(worker: TuningWorker) -> None:
     def pids() -> list[int | None]:
         gauge: Any = worker._device.gauge
-        return [worker._builder._process.pid, gauge._process.pid, gauge._local.local.pid]
+        device = [gauge._process.pid, gauge._local.local.pid]
+        return [worker._builder._process.pid, worker._searchers.pid, *device]
 
     worker._tuner.tune(tune_work(1, FIRST))
     before = pids()

@@ -99,7 +99,9 @@ def room(worker: TuningWorker, table: Table, name: str, folder: Path) -> Room:
     networks = Networks(config, ArtifactStore(str(folder)))
     space, trials, gauge = worker._tuner.space, worker._trials, worker._device.gauge
     bundles = Bundles(networks, space.target)
-    tuner = Tuner(bundles, space, trials, gauge, table, config.tune, 0, worker._working)
+    tuner = Tuner(
+        bundles, space, worker._searchers, trials, gauge, table, config.tune, 0, worker._working
+    )
     screener = Screener(bundles, space, tuner, trials, gauge, config.tune, worker._working)
     libraries = NetworkLibraries(bundles, tuner, worker._builder, gauge, config, folder)
     return Room(networks, bundles, tuner, screener, libraries)

@@ -48,6 +48,13 @@ def wait_until_gone(pid: int, seconds: float = 10.0) -> bool:
     return False
 
 
+def wait_until_there(path: Path, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not path.exists():
+        time.sleep(0.02)
+    return path.exists()
+
+
 def test_it_may_be_started_ahead_and_is_not_waited_for(process: WarmProcess) -> None:
     process.prepare()
     pid = process.pid
@@ -115,6 +122,28 @@ def test_death_is_told_with_its_signal_and_last_words(process: WarmProcess) -> N
     with pytest.raises(ProcessDied, match="exit code 3"):
         process.call("leave", timeout_s=10)
     assert process.call("echo", {}, timeout_s=10) == {}
+
+
+def test_a_call_is_made_again_where_the_process_ended(process: WarmProcess, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    assert process.call_again("leave_once", {"marker": str(marker)}, timeout_s=10) == {"again": 1}
+    with pytest.raises(ProcessDied, match="exit code 3"):
+        process.call_again("leave", timeout_s=10)
+
+
+def test_but_not_where_it_was_stopped(process: WarmProcess, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    def stop() -> None:
+        assert wait_until_there(marker)
+        process.stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(ProcessDied):
+        process.call_again("mark_and_sleep", {"marker": str(marker)}, timeout_s=30)
+    stopper.join()
+    assert process.pid is None
 
 
 def test_process_that_will_not_start(tmp_path: Path) -> None:
@@ -219,6 +248,20 @@ def _leave(_: dict[str, Any]) -> dict[str, Any]:
     os._exit(3)
 
 
+def _leave_once(request: dict[str, Any]) -> dict[str, Any]:
+    marker = Path(request["marker"])
+    if not marker.exists():
+        marker.touch()
+        os._exit(3)
+    return {"again": 1}
+
+
+def _mark_and_sleep(request: dict[str, Any]) -> dict[str, Any]:
+    Path(request["marker"]).touch()
+    time.sleep(60)
+    return {}
+
+
 def _print(request: dict[str, Any]) -> dict[str, Any]:
     for _ in range(request["megabytes"]):
         print("x" * (1 << 20))
@@ -242,6 +285,8 @@ if __name__ == "__main__":
             "sleep": _sleep,
             "die": _die,
             "leave": _leave,
+            "leave_once": _leave_once,
+            "mark_and_sleep": _mark_and_sleep,
             "print": _print,
         }
     )

@@ -10,7 +10,7 @@ import pytest
 
 from schemas.table import Program, Task
 from workers.compiling.axes import ChannelAxes
-from workers.compiling.tasks import Workload
+from workers.compiling.workload import Workload
 from workers.tuning.relatives import faster_relatives, faster_siblings, siblings
 
 CONV = ChannelAxes("conv2d_nhwc", 3, 6, (1, 32, 32, 8, 3, 3, 8), (4, 5, 6))

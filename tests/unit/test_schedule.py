@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from workers.tuning.schedule import Schedule, TaskProgress
 
 
-def carried_out(schedule: Schedule, latency_ms: dict[str, list[float]]) -> list[str]:
+def carried_out(
+    schedule: Schedule, latency_ms: dict[str, list[float]], at_once: int = 1
+) -> list[str]:
     """Run the schedule; each task's programs have the latencies given, in order."""
     order = []
-    while (following := schedule.next_round()) is not None:
-        task, count = following
-        found = latency_ms[task.task_id][task.started : task.started + count]
-        task.exhausted = len(found) < count
-        task.started += len(found)
-        task.latencies_ms += found
-        order.append(task.task_id)
+    while following := schedule.next_rounds(at_once):
+        assert len({task.task_id for task, _ in following}) == len(following) <= at_once
+        for task, count in following:
+            found = latency_ms[task.task_id][task.started : task.started + count]
+            task.exhausted = len(found) < count
+            task.started += len(found)
+            task.latencies_ms += found
+            order.append(task.task_id)
     return order
 
 
@@ -24,10 +29,11 @@ def task(name: str, owed: int, weight: int = 1, poolable: bool = True) -> TaskPr
     return TaskProgress(task_id=name, weight=weight, owed=owed, poolable=poolable)
 
 
-def test_every_task_gets_what_it_is_owed() -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_every_task_gets_what_it_is_owed(at_once: int) -> None:
     tasks = [task("slow", 5), task("quick", 3), task("small", 2, poolable=False)]
     latencies = {"slow": [9.0] * 50, "quick": [0.001] * 50, "small": [0.001] * 50}
-    carried_out(Schedule(tasks, total=0, round_size=2), latencies)
+    carried_out(Schedule(tasks, total=0, round_size=2), latencies, at_once)
     assert [each.started for each in tasks] == [5, 3, 2]
 
 
@@ -35,6 +41,21 @@ def test_rounds_owed_are_taken_in_turns() -> None:
     tasks = [task("a", 4), task("b", 4)]
     latencies = {"a": [1.0] * 9, "b": [1.0] * 9}
     assert carried_out(Schedule(tasks, total=8, round_size=2), latencies) == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8])
+def test_all_trials_together_are_those_of_the_work(at_once: int) -> None:
+    """Also where several tasks are searched at once, and the last ones share what is left."""
+    falling = [1.0 * 0.9**n for n in range(99)]
+    tasks = [task(name, 2) for name in "abc"]
+    carried_out(Schedule(tasks, total=17, round_size=4), dict.fromkeys("abc", falling), at_once)
+    assert sum(each.started for each in tasks) == 17
+
+
+def test_several_at_once_are_those_that_would_come_first() -> None:
+    tasks = [task("done", 0, poolable=False), task("b", 2), task("c", 4), task("d", 2)]
+    (first, _), (second, _) = Schedule(tasks, total=9, round_size=2).next_rounds(2)
+    assert (first.task_id, second.task_id) == ("b", "c")
 
 
 def test_the_rest_goes_to_the_task_that_costs_most() -> None:

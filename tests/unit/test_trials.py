@@ -19,7 +19,7 @@ from schemas.table import Measurement, Program
 from workers.compiling.builder import BuildJob, Library
 from workers.measuring.gauge import Answers, ProgramFailed, Question
 from workers.tuning.stored import as_proposed
-from workers.tuning.trials import Trial, Trials
+from workers.tuning.trials import Trial, Trials, trial_of
 
 WORKLOAD: Any = SimpleNamespace(
     task=SimpleNamespace(task_id="task"),
@@ -63,14 +63,14 @@ def measurement(latency_ms: float, device: str) -> Measurement:
 
 
 def trial(name: str, position: int) -> Trial:
-    return Trial(name, "[[],[]]", None, "search", position=position)  # type: ignore[arg-type]
+    return Trial(WORKLOAD, "batch", name, "[[],[]]", "", "search", position=position)
 
 
 def trial_of_a_module() -> Trial:
     data = te.placeholder((1,), name="data")
     copied = te.compute((1,), lambda i: data[i], name="copied")
     schedule = Schedule(IRModule({"main": te.create_prim_func([data, copied])}))
-    return Trial("a", "[[],[]]", schedule, "search")
+    return trial_of(WORKLOAD, "batch", schedule, "search")
 
 
 def measure(
@@ -84,7 +84,7 @@ def measure(
     for library in libraries:
         library.path.touch()
     asked = [trial(name, position) for position, name in enumerate(names)]
-    return trials.measure(WORKLOAD, asked, libraries, "batch", **more)
+    return trials.measure(asked, libraries, **more)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_what_is_timed_cold_is_another_device_model_to_the_table(
         (library,) = trials.build([trial_of_a_module()]).result()
         assert library.is_timed_cold == cold
         library.path.touch()
-        trials.measure(WORKLOAD, [trial("a", 0)], [library], "batch")
+        trials.measure([trial("a", 0)], [library])
         assert trials.measured_as == ("model, cold" if cold else "model")
         (program,) = table.programs(["task"], trials.measured_as)
         assert program.device_model == trials.measured_as

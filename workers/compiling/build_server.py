@@ -54,12 +54,13 @@ def _run(jobs: list[Callable[[], dict[str, Any]]], payload: dict[str, Any]) -> l
         timeout_s=payload["timeout_s"],
         wait_s=_WAIT_S,
         parallel=payload["parallel"],
-        working=_working(payload.get("cores")),
+        working=sharing_cores(payload.get("cores")),
         folder=Path(payload["folder"]),
     )
 
 
-def _working(cores: list[str] | None) -> Callable[[], AbstractContextManager[None]]:
+def sharing_cores(cores: list[str] | None) -> Callable[[], AbstractContextManager[None]]:
+    """How a child takes the host's cores: folder of the locks, and the cores' name."""
     if cores is None:
         return nullcontext
     lock_dir, name = cores

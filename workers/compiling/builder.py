@@ -61,7 +61,6 @@ class Builder:
         self._cores = None if cores is None else [str(lock_dir), cores.name]
         self._process = WarmProcess("workers.compiling.build_server", name="builder")
         self._process.prepare()
-        self._is_closed = False
 
     def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
         """Build every job, ``timeout_s`` for each build alone; failures are in the results."""
@@ -99,7 +98,6 @@ class Builder:
 
     def close(self) -> None:
         """End the builder's process."""
-        self._is_closed = True
         self._process.stop()
 
     def _call(
@@ -113,20 +111,12 @@ class Builder:
             "cores": self._cores,
         }
         try:
-            answer = self._asked(method, request, limit_s)
+            # Once more where it was killed, which no job of it can have done.
+            answer = self._process.call_again(method, request, timeout_s=limit_s)
         except (ProcessDied, ProcessTimeout) as error:
             lost = {"error": f"the builder was replaced: {error}", "unfinished": True}
             return [lost] * count
         return list(answer["results"])
-
-    def _asked(self, method: str, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        """The answer; once more where the process was killed, which no job of it can have done."""
-        try:
-            return self._process.call(method, request, timeout_s=limit_s)
-        except ProcessDied:
-            if self._is_closed:
-                raise
-            return self._process.call(method, request, timeout_s=limit_s)
 
 
 def _library(path: Path, answer: dict[str, Any]) -> Library:

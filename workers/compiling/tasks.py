@@ -20,16 +20,8 @@ from tvm.target import Target
 from schemas.table import NetworkTable, Subgraph, Task, TaskKind
 from workers.compiling.axes import ChannelAxes, channel_axes, multiply_accumulates
 from workers.compiling.network import RelaxNetwork
+from workers.compiling.workload import Workload
 from workers.errors import UserError
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One task with what is needed to schedule it."""
-
-    task: Task
-    module: IRModule
-    axes: ChannelAxes
 
 
 @dataclass(frozen=True)

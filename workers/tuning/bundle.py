@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
-from tvm.ir import save_json
 from tvm.target import Target
 
 from schemas.network import Structure, Trained
 from schemas.table import NetworkTable
 from schemas.work import TuneWork
 from workers.compiling.network import RelaxNetwork, relax_network
-from workers.compiling.tasks import Workload, build_table
+from workers.compiling.tasks import build_table
 from workers.compiling.winograd import Forms, winograd_forms
+from workers.compiling.workload import Workload
 from workers.networks import Networks
 from workers.pruning.fold import FoldPairs, exported_program, fold_batch_norm, fold_pairs
 
@@ -42,7 +42,6 @@ class Bundles:
         self._networks = networks
         self._target = target
         self._known: dict[str, Bundle] = {}
-        self._texts: dict[str, str] = {}
         self._pairs: dict[float | None, FoldPairs] = {}
         self._forms: Forms | None = None
 
@@ -83,13 +82,6 @@ class Bundles:
         """The bundle of the network a unit of work names."""
         structure = work.network.structure if work.network else Structure()
         return self.of_structure(structure, work.fraction)
-
-    def text(self, workload: Workload) -> str:
-        """The JSON text of an unscheduled task."""
-        task_id = workload.task.task_id
-        if task_id not in self._texts:
-            self._texts[task_id] = str(save_json(workload.module))
-        return self._texts[task_id]
 
     def weights(
         self, trained: Trained, fraction: float | None = None

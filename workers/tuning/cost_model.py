@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xgboost
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.cost_model.xgb_model import FeatureGroup, XGBConfig, XGBModel
@@ -19,6 +20,7 @@ from tvm.s_tir.meta_schedule.cost_model.xgb_model import FeatureGroup, XGBConfig
 from schemas.table import Sample
 
 _FAILED_MS = 1e10
+_MIN_SAMPLES = 16
 _BINS = 64
 """Of a feature's values. XGBoost's 256 rank no better and take 2.3 times as long to train
 (benchmarks/EXPERIMENTS.md, bins of the cost model)."""
@@ -43,26 +45,53 @@ class _Config(XGBConfig):
         return {**super().to_dict(), "max_bin": _BINS}
 
 
+def extracted(context: ms.TuneContext, schedules: Sequence[Schedule]) -> list[Features]:
+    """The features of programs of the context's task."""
+    candidates = [ms.MeasureCandidate(schedule, args_info=[]) for schedule in schedules]
+    found = ms.feature_extractor.PerStoreFeature().extract_from(context, candidates)
+    return [features.numpy().astype("float32") for features in found]
+
+
+def booster_of(model: ms.CostModel) -> bytes:
+    """What a fitted model predicts with, for another process; empty where it guesses."""
+    return b"" if model.booster is None else bytes(model.booster.save_raw("ubj"))
+
+
+def model_of(booster: bytes) -> ms.CostModel:
+    """A model that predicts as the one that ``booster`` was taken of."""
+    model = _untrained(0)
+    if booster:
+        model.booster = xgboost.Booster(model_file=bytearray(booster))
+        model.data_size = _MIN_SAMPLES
+    return model
+
+
+def _untrained(seed: int) -> ms.CostModel:
+    return XGBModel(
+        config=_Config(nthread=1, seed=seed, tree_method="hist"),
+        num_warmup_samples=_MIN_SAMPLES,
+        early_stopping_rounds=20,
+        adaptive_training=False,
+    )
+
+
 class RecordModel:
     """Predicts how programs rank, from the features and latencies of those measured."""
 
-    def __init__(self, min_samples: int = 16) -> None:
-        """With fewer than ``min_samples`` records it predicts at random."""
-        self._extractor = ms.feature_extractor.PerStoreFeature()
-        self._min_samples = min_samples
+    def __init__(self) -> None:
+        self._columns = ms.feature_extractor.PerStoreFeature().feature_vector_length
         self._features: dict[str, Features] = {}
         self._prior: dict[str, FeatureGroup] = {}
 
     def begin_with(self, samples: Sequence[Sample]) -> None:
         """Learn from samples of other tasks besides. Of a task with records, those alone count."""
-        columns = self._extractor.feature_vector_length
         of_tasks: dict[str, list[Sample]] = {}
         for sample in samples:
             of_tasks.setdefault(sample.task_id, []).append(sample)
         self._prior = {
             task_id: FeatureGroup(
                 task_id,
-                [unpacked(sample.features, columns) for sample in group],
+                [unpacked(sample.features, self._columns) for sample in group],
                 np.array([sample.latency_ms for sample in group], dtype="float32"),
             )
             for task_id, group in of_tasks.items()
@@ -76,24 +105,17 @@ class RecordModel:
         """The features that are kept of the program; they may be no rows."""
         return self._features[program_id]
 
-    def add(self, context: ms.TuneContext, programs: list[tuple[str, Schedule]]) -> None:
-        """Extract and keep the features of programs of the context's task."""
-        candidates = [ms.MeasureCandidate(schedule, args_info=[]) for _, schedule in programs]
-        extracted = self._extractor.extract_from(context, candidates)
-        for (program_id, _), features in zip(programs, extracted, strict=True):
-            self._features[program_id] = features.numpy().astype("float32")
+    def keep(self, program_id: str, features: bytes) -> None:
+        """Keep a program's packed features."""
+        self._features[program_id] = unpacked(features, self._columns)
 
     def fitted(self, records: dict[str, dict[str, float]], seed: int) -> ms.CostModel:
         """A model trained on ``records``: task -> program -> latency in ms, infinite if it failed.
 
-        Programs whose features are not kept are left out.
+        With fewer than ``_MIN_SAMPLES`` it guesses. Programs whose features are not kept are left
+        out.
         """
-        model = XGBModel(
-            config=_Config(nthread=1, seed=seed, tree_method="hist"),
-            num_warmup_samples=self._min_samples,
-            early_stopping_rounds=20,
-            adaptive_training=False,
-        )
+        model = _untrained(seed)
         groups = [group for task_id, group in self._prior.items() if not records.get(task_id)]
         for task_id, latencies in records.items():
             known = [
@@ -108,7 +130,7 @@ class RecordModel:
                 )
         model.data = {group.group_hash: group for group in groups}
         model.data_size = sum(len(group.features) for group in groups)
-        if model.data_size >= self._min_samples:
+        if model.data_size >= _MIN_SAMPLES:
             model._train(
                 xs=[features for group in groups for features in group.features],
                 ys=np.concatenate([group.min_cost / group.costs for group in groups]),

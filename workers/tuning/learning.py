@@ -5,18 +5,17 @@ Models of latency, which policies have, learn from what tasks took in other runs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from tvm.s_tir.meta_schedule import CostModel
+from tvm.target import Target
 
 from schemas.base import content_key
 from schemas.table import KnownTask, Program, Sample
-from workers.compiling.programs import ScheduleSpace
-from workers.compiling.tasks import Workload
 from workers.protocols import ProgramTable
 from workers.tuning.bundle import Bundle
-from workers.tuning.cost_model import RecordModel, packed
-from workers.tuning.search import Search
+from workers.tuning.cost_model import RecordModel, booster_of, packed
+from workers.tuning.search_jobs import FeaturesJob
+from workers.tuning.searchers import Searchers
 
 
 class Learning:
@@ -27,44 +26,59 @@ class Learning:
     """
 
     def __init__(
-        self, space: ScheduleSpace, search: Search, table: ProgramTable, seed: int
+        self, target: Target, searchers: Searchers, table: ProgramTable, seed: int
     ) -> None:
-        self._space = space
-        self._search = search
+        self._searchers = searchers
         self._table = table
         self._seed = seed
-        self._target = content_key(str(space.target))
+        self._target = content_key(str(target))
         self._model = RecordModel()
         self._has_begun = False
 
-    def fitted(
-        self, bundle: Bundle, known: dict[str, list[Program]], measured_as: str
-    ) -> CostModel:
-        """The cost model of the records that a round may know: task -> programs."""
+    def fitted(self, known: Mapping[str, Sequence[Program]], measured_as: str) -> bytes:
+        """What the cost model of the records that a round may know predicts with.
+
+        ``known``: task -> programs, all of which ``look_at`` or ``learn`` has seen.
+        """
         if not self._has_begun:
             self._model.begin_with(self._table.samples(measured_as, self._target))
             self._has_begun = True
-        for task_id, programs in known.items():
-            self.learn(bundle.workloads[task_id], programs)
         records = {
             task_id: {program.program_id: program.latency_ms for program in programs}
             for task_id, programs in known.items()
         }
-        return self._model.fitted(records, self._seed)
+        return booster_of(self._model.fitted(records, self._seed))
 
-    def learn(self, workload: Workload, programs: list[Program]) -> None:
-        """Extract the features of those of the task's programs that ran and are not known yet."""
-        ran = [program for program in programs if program.measurement is not None]
-        unknown = [program for program in ran if not self._model.knows(program.program_id)]
-        if not unknown:
-            return
-        self._model.add(
-            self._search.context(workload.task.task_id, workload.module, 1),
-            [(p.program_id, self._space.replay(workload.module, p.trace)) for p in unknown],
-        )
+    def look_at(self, bundle: Bundle, known: Mapping[str, Sequence[Program]]) -> None:
+        """Extract the features of those of the programs that ran and were not learned from yet."""
+        unknown = {task_id: self._unknown(programs) for task_id, programs in known.items()}
+        unknown = {task_id: programs for task_id, programs in unknown.items() if programs}
+        jobs = [
+            FeaturesJob(
+                task_id=task_id,
+                module=bundle.workloads[task_id].text,
+                traces=tuple(program.trace for program in programs),
+            )
+            for task_id, programs in unknown.items()
+        ]
+        for programs, features in zip(
+            unknown.values(), self._searchers.features(jobs), strict=True
+        ):
+            ids = [program.program_id for program in programs]
+            self.learn(programs, dict(zip(ids, features, strict=True)))
+
+    def learn(self, programs: Sequence[Program], features: Mapping[str, bytes]) -> None:
+        """Learn from those of the programs that ran: program -> its packed features."""
+        unknown = self._unknown(programs)
+        for program in unknown:
+            self._model.keep(program.program_id, features[program.program_id])
         samples = [self._sample(program) for program in unknown if self._is_worth_giving(program)]
         if samples:
             self._table.share_samples(samples)
+
+    def _unknown(self, programs: Sequence[Program]) -> list[Program]:
+        ran = [program for program in programs if program.measurement is not None]
+        return [program for program in ran if not self._model.knows(program.program_id)]
 
     def tasks_of_others(self, bundle: Bundle, measured_as: str) -> tuple[KnownTask, ...]:
         """What other runs know of tasks that the network does not have."""

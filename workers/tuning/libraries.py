@@ -74,7 +74,7 @@ class NetworkLibraries:
         library = self._builder.build_network(
             str(save_json(bundle.relax.module)),
             [
-                (self._bundles.text(bundle.workloads[task_id]), program.trace)
+                (bundle.workloads[task_id].text, program.trace)
                 for task_id, program in line_up.items()
             ],
             needed,

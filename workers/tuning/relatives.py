@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from schemas.table import Program
 from workers.compiling.axes import ChannelAxes
-from workers.compiling.tasks import Workload
+from workers.compiling.workload import Workload
 from workers.tuning.finalists import finalists
 
 _FASTER = 1.05

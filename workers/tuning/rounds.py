@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+
+from tvm.ir import save_json
 
 from schemas.config import TuneConfig
 from schemas.table import Program
 from schemas.work import TuneWork
 from workers.compiling.builder import Library
 from workers.compiling.programs import ScheduleSpace, program_id
-from workers.compiling.tasks import Workload
+from workers.compiling.workload import Workload
 from workers.measuring.gauge import Gauge
 from workers.tuning.budget import Budget
 from workers.tuning.bundle import Bundle
 from workers.tuning.learning import Learning
 from workers.tuning.relatives import faster_relatives, faster_siblings, siblings
-from workers.tuning.schedule import Schedule
-from workers.tuning.search import Proposal, Search
+from workers.tuning.schedule import Schedule, TaskProgress
+from workers.tuning.search_jobs import FoundProgram, SearchJob
+from workers.tuning.searchers import Searchers
 from workers.tuning.stored import fastest
 from workers.tuning.trials import Trial, Trials
 
@@ -31,12 +34,12 @@ _UNTUNED = "[[],[]]"
 class Searching:
     """What the rounds of a target's work have in common.
 
-    ``meanwhile``: whether the device has cores of its own, so that one round is measured while the
+    ``meanwhile``: whether the device has cores of its own, so that a wave is measured while the
     next is searched. The table is then asked from two threads.
     """
 
     space: ScheduleSpace
-    search: Search
+    searchers: Searchers
     learning: Learning
     trials: Trials
     gauge: Gauge
@@ -46,24 +49,35 @@ class Searching:
     meanwhile: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Round:
-    """A round in flight: its programs are being built, then perhaps ``measured`` at once."""
+    """What a round proposed, and the features of each program, packed."""
 
-    workload: Workload
-    batch: str
+    task_id: str
     trials: list[Trial]
+    features: dict[str, bytes]
+
+
+@dataclass
+class _Wave:
+    """Rounds in flight: their programs are being built, then perhaps ``measured``, in one batch."""
+
+    rounds: list[_Round]
     missing: list[Trial]
     libraries: Future[list[Library]]
     measured: Future[list[Program]] | None = None
+
+    def tasks(self) -> set[str]:
+        return {one.task_id for one in self.rounds}
 
 
 class Rounds:
     """Carries out the trials of one unit of work, without a look at what programs compute.
 
-    Round after round, as the schedule has it; one is built, and where the device has cores of its
-    own measured, while the next is searched. A round knows what was stored before this work and the
-    work's own rounds before it, so it proposes the same programs when the work is taken up again.
+    Wave after wave of rounds of different tasks, as the schedule has it; one is built, and where
+    the device has cores of its own measured, while the next is searched. The rounds of a wave know
+    what was stored before this work and the work's own waves before it, so they propose the same
+    programs when the work is taken up again.
     """
 
     def __init__(
@@ -89,10 +103,6 @@ class Rounds:
             if self._time_is_spent():
                 break
             self._take_over(task_id)
-        with self._means.working():
-            for task_id in self._bundle.task_ids:  # the last rounds, which no round learned from
-                mine = [p for p in self._known[task_id] if p.program_id in self._done]
-                self._means.learning.learn(self._bundle.workloads[task_id], mine)
         for task_id in self._wanted():
             if fastest(self._known[task_id]) is None:
                 self._measure_untuned(self._bundle.workloads[task_id])
@@ -102,25 +112,23 @@ class Rounds:
         return [task_id for task_id in self._bundle.task_ids if self._budget.wants(task_id)]
 
     def _scheduled(self, background: ThreadPoolExecutor) -> None:
-        in_flight: _Round | None = None
+        in_flight: _Wave | None = None
         number = 0
+        at_once = self._means.config.rounds_at_once or self._means.searchers.usual_rounds
         while True:
-            following = None if self._time_is_spent() else self._schedule.next_round()
-            if in_flight is not None and (
-                following is None or following[0].task_id == in_flight.workload.task.task_id
-            ):
+            following = [] if self._time_is_spent() else self._schedule.next_rounds(at_once)
+            busy = in_flight.tasks() if in_flight is not None else set()
+            free = [(task, count) for task, count in following if task.task_id not in busy]
+            if in_flight is not None and not free:
                 self._finish(in_flight)
                 in_flight = None
                 continue  # what it brought may change who is next
-            if following is None:
+            if not free:
                 return
-            progress, count = following
-            number += 1
-            started = self._start(progress.task_id, number, count)
-            if started is None:
-                progress.exhausted = True
+            started = self._start(free, number)
+            number += len(free)
+            if not started.rounds:
                 continue
-            progress.started += len(started.trials)  # a round may find fewer
             if in_flight is not None:
                 self._finish(in_flight)
             if self._means.meanwhile:
@@ -137,72 +145,101 @@ class Rounds:
         limits = ((wall_s, config.max_s), (device_s, config.max_device_s))
         return any(limit_s is not None and spent >= limit_s for spent, limit_s in limits)
 
-    def _start(self, task_id: str, number: int, count: int) -> _Round | None:
-        """Propose the round's programs and start building those that are not measured yet."""
-        means, bundle, known = self._means, self._bundle, self._known
-        workloads = bundle.workloads
+    def _start(self, wanted: Sequence[tuple[TaskProgress, int]], number: int) -> _Wave:
+        """Search the tasks, and start building those of the programs not measured yet."""
+        means, known = self._means, self._known
+        means.learning.look_at(self._bundle, known)
         with means.working():
-            model = means.learning.fitted(bundle, known, means.trials.measured_as)
-            proposals = means.search.propose(
-                workloads[task_id],
-                known[task_id],
+            booster = means.learning.fitted(known, means.trials.measured_as)
+        workloads = self._bundle.workloads
+        jobs = [
+            self._job(
+                task.task_id,
                 count,
-                (means.seed + len(known[task_id])) % (2**31),
-                model,
-                [
-                    *siblings(workloads, task_id, known),
-                    *faster_relatives(workloads, task_id, known),
-                ],
+                seed=(means.seed + len(known[task.task_id])) % (2**31),
+                examples=(
+                    *siblings(workloads, task.task_id, known),
+                    *faster_relatives(workloads, task.task_id, known),
+                ),
             )
-        return self._building(task_id, str(number), proposals) if proposals else None
-
-    def _building(self, task_id: str, name: str, proposals: list[Proposal]) -> _Round:
-        """Start building those of a round's programs that are not measured yet."""
-        trials = [
-            Trial(p.program_id, p.trace, p.schedule, "search", position=position)
-            for position, p in enumerate(proposals)
+            for task, count in wanted
         ]
-        missing = [trial for trial in trials if trial.program_id not in self._done]
-        batch = f"{self._prefix}{task_id[:16]}/{name}"
-        libraries = self._means.trials.build(missing)
-        return _Round(self._bundle.workloads[task_id], batch, trials, missing, libraries)
+        rounds = []
+        for index, found in enumerate(means.searchers.propose(jobs, booster), start=1):
+            progress, _ = wanted[index - 1]
+            progress.exhausted = not found
+            progress.started += len(found)  # a round may find fewer than it was asked for
+            if found:
+                rounds.append(self._round(progress.task_id, str(number + index), found))
+        return self._building(rounds)
+
+    def _job(
+        self,
+        task_id: str,
+        count: int,
+        seed: int,
+        examples: Sequence[str],
+        *,
+        only_adapted: bool = False,
+    ) -> SearchJob:
+        workload, config = self._bundle.workloads[task_id], self._means.config
+        return SearchJob(
+            task=workload.task,
+            module=workload.text,
+            axes=workload.axes,
+            known=tuple(self._known[task_id]),
+            population_size=config.population_size,
+            generations=config.generations,
+            count=count,
+            seed=seed,
+            examples=tuple(examples),
+            only_adapted=only_adapted,
+        )
+
+    def _round(self, task_id: str, name: str, found: Sequence[FoundProgram]) -> _Round:
+        workload, batch = self._bundle.workloads[task_id], f"{self._prefix}{task_id[:16]}/{name}"
+        trials = [
+            Trial(workload, batch, p.program_id, p.trace, p.module, "search", position=position)
+            for position, p in enumerate(found)
+        ]
+        return _Round(task_id, trials, {program.program_id: program.features for program in found})
+
+    def _building(self, rounds: list[_Round]) -> _Wave:
+        proposed = [trial for one in rounds for trial in one.trials]
+        missing = [trial for trial in proposed if trial.program_id not in self._done]
+        return _Wave(rounds, missing, self._means.trials.build(missing))
 
     def _take_over(self, task_id: str) -> None:
         """One more program of a task whose sibling has found a faster one since its last round."""
-        means, known = self._means, self._known[task_id]
-        workload = self._bundle.workloads[task_id]
         examples = faster_siblings(self._bundle.workloads, task_id, self._known)
         if not examples:
             return
-        with means.working():
-            proposals = means.search.propose_adapted(workload, known, means.seed, examples)
-        if proposals:
-            self._finish(self._building(task_id, "sibling", proposals))
+        job = self._job(task_id, 1, self._means.seed, examples, only_adapted=True)
+        (found,) = self._means.searchers.propose([job], b"")
+        if found:
+            self._finish(self._building([self._round(task_id, "sibling", found)]))
 
-    def _measure(self, current: _Round) -> list[Program]:
-        libraries = current.libraries.result()
-        return self._means.trials.measure(
-            current.workload, current.missing, libraries, current.batch
-        )
+    def _measure(self, wave: _Wave) -> list[Program]:
+        return self._means.trials.measure(wave.missing, wave.libraries.result())
 
-    def _finish(self, current: _Round) -> None:
-        found = current.measured
-        measured = self._measure(current) if found is None else found.result()
+    def _finish(self, wave: _Wave) -> None:
+        measured = self._measure(wave) if wave.measured is None else wave.measured.result()
         self._done |= {program.program_id: program for program in measured}
-        task_id = current.workload.task.task_id
-        programs = [self._done[trial.program_id] for trial in current.trials]
-        self._known[task_id] += programs
-        self._progress[task_id].latencies_ms += [program.latency_ms for program in programs]
+        for one in wave.rounds:
+            programs = [self._done[trial.program_id] for trial in one.trials]
+            self._known[one.task_id] += programs
+            self._progress[one.task_id].latencies_ms += [p.latency_ms for p in programs]
+            self._means.learning.learn(programs, one.features)
 
     def _measure_untuned(self, workload: Workload) -> None:
         """A task none of whose programs ran is measured as the compiler leaves it."""
         identity = program_id(workload.task.task_id, _UNTUNED)
         if identity in self._done:
             return
-        schedule = self._means.space.replay(workload.module, _UNTUNED)
-        trial = Trial(identity, _UNTUNED, schedule, "search")
-        libraries = self._means.trials.build([trial]).result()
-        self._means.trials.measure(workload, [trial], libraries, f"{self._prefix}untuned")
+        module = str(save_json(self._means.space.replay(workload.module, _UNTUNED).mod))
+        batch = f"{self._prefix}untuned"
+        trial = Trial(workload, batch, identity, _UNTUNED, module, "search")
+        self._means.trials.measure([trial], self._means.trials.build([trial]).result())
 
 
 def _split(

@@ -67,19 +67,33 @@ class Schedule:
     """Trials of this work, over all tasks."""
     round_size: int
 
-    def next_round(self) -> tuple[TaskProgress, int] | None:
-        """The next task and how many programs to ask for; None at the end.
+    def next_rounds(self, count: int = 1) -> list[tuple[TaskProgress, int]]:
+        """The next ``count`` tasks and how many programs to ask for; fewer, or none, at the end.
 
         Tasks with trials owed come first, those with the fewest rounds so far before others.
         """
-        owing = [t for t in self.tasks if t.started < t.owed and not t.exhausted]
+        chosen: list[tuple[TaskProgress, int]] = []
+        while len(chosen) < count:
+            taken = {task.task_id for task, _ in chosen}
+            others = [task for task in self.tasks if task.task_id not in taken]
+            following = self._next_of(others, sum(programs for _, programs in chosen))
+            if following is None:
+                break
+            chosen.append(following)
+        return chosen
+
+    def _next_of(
+        self, tasks: Sequence[TaskProgress], planned: int
+    ) -> tuple[TaskProgress, int] | None:
+        """The next one of these tasks, where so many programs are asked of others already."""
+        owing = [t for t in tasks if t.started < t.owed and not t.exhausted]
         if owing:
             task = min(owing, key=lambda t: t.started // self.round_size)
             return task, min(self.round_size, task.owed - task.started)
-        left = self.total - sum(task.started for task in self.tasks)
+        left = self.total - sum(task.started for task in self.tasks) - planned
         open_tasks = [
             task
-            for task in self.tasks
+            for task in tasks
             if task.poolable
             and not task.exhausted
             and math.isfinite(task.best_ms())

@@ -11,18 +11,19 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from schemas.config import TuneConfig
 from schemas.network import Trained
 from schemas.table import Program
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
-from workers.compiling.programs import ScheduleSpace, program_id, trace_text
-from workers.compiling.tasks import Workload
+from workers.compiling.programs import ScheduleSpace, trace_text
+from workers.compiling.workload import Workload
 from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.finalists import THREADS_MATTER_MS
 from workers.tuning.stored import fastest, representatives, task_latency
-from workers.tuning.trials import Counts, Trial, Trials
+from workers.tuning.trials import Counts, Trial, Trials, trial_of
 from workers.tuning.tuner import Tuner
 
 
@@ -107,13 +108,11 @@ class Screener:
                 continue
             tried.append((task_id, parent_id))
             workload = bundle.workloads[task_id]
-            trials = self._transplants(workload, parents[parent_id])
+            trials = self._transplants(workload, parents[parent_id], work.key)
             known = {program.program_id for program in own[task_id]}
             trials = [trial for trial in trials if trial.program_id not in known]
             if trials:
-                self._measure(
-                    parent.workloads[parent_id], parents[parent_id], workload, trials, work
-                )
+                self._measure(parent.workloads[parent_id], parents[parent_id], trials)
 
         if not self._config.retune_trials_per_task:
             return Counts()
@@ -156,23 +155,16 @@ class Screener:
         self._tuner.search(search, bundle)
         return before
 
-    def _measure(
-        self,
-        origin: Workload,
-        programs: list[Program],
-        workload: Workload,
-        trials: list[Trial],
-        work: ScreenWork,
-    ) -> None:
+    def _measure(self, origin: Workload, programs: list[Program], trials: list[Trial]) -> None:
         """Measure transplants beside the program they were taken from."""
         taken = next(program for program in programs if program.program_id == trials[0].parent)
         schedule = self._space.replay(origin.module, taken.trace)
-        again = Trial(taken.program_id, taken.trace, schedule, taken.source)
+        again = trial_of(origin, trials[0].batch, schedule, taken.source)
         beside, *libraries = self._trials.build([again, *trials]).result()
-        self._trials.measure(workload, trials, libraries, work.key, beside=beside)
+        self._trials.measure(trials, libraries, beside=beside)
         beside.path.unlink(missing_ok=True)
 
-    def _transplants(self, workload: Workload, programs: list[Program]) -> list[Trial]:
+    def _transplants(self, workload: Workload, programs: list[Program], batch: str) -> list[Trial]:
         """Variants of the parent's fastest program; where its vector factor does not divide the new
         width, of the fastest one whose factor does, if there is one nearly as fast.
 
@@ -196,14 +188,11 @@ class Screener:
                     schedules += [] if alone is None else [alone]
             if schedules:
                 return [
-                    Trial(
-                        program_id(workload.task.task_id, trace_text(schedule)),
-                        trace_text(schedule),
-                        schedule,
-                        "transplant",
-                        origin.program_id,
-                        lineage,
-                        position,
+                    replace(
+                        trial_of(workload, batch, schedule, "transplant"),
+                        parent=origin.program_id,
+                        lineage_trials=lineage,
+                        position=position,
                     )
                     for position, schedule in enumerate(schedules)
                 ]

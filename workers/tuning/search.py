@@ -12,7 +12,6 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -25,10 +24,8 @@ from schemas.table import Program
 from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.spaces import space_generator
 from workers.compiling.trace import uses_threads, with_decisions_of
+from workers.compiling.workload import Workload
 from workers.tuning.finalists import THREADS_MATTER_MS
-
-if TYPE_CHECKING:
-    from workers.compiling.tasks import Workload  # with it comes torch
 
 _EXAMPLES = 2
 """So many programs of a round are at most taken over from other tasks."""

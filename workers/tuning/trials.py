@@ -20,9 +20,9 @@ from tvm.s_tir import Schedule
 from schemas.config import TuneConfig
 from schemas.table import WRONG_RESULT, Measurement, Program
 from workers.compiling.builder import BuildJob, Library, ProgramBuilder
-from workers.compiling.programs import ScheduleSpace
-from workers.compiling.tasks import Workload
+from workers.compiling.programs import ScheduleSpace, program_id, trace_text
 from workers.compiling.trace import factors_of_loop
+from workers.compiling.workload import Workload
 from workers.errors import LimitReached, UserError
 from workers.measuring.gauge import Answer, Gauge, ProgramFailed, Question
 from workers.protocols import ProgramTable
@@ -36,15 +36,30 @@ _Answers = Generator[tuple[int, Answer, float | None], None, None]
 
 @dataclass(frozen=True)
 class Trial:
-    """A program to be built and measured; ``position`` is its place in the batch."""
+    """A program of a task to be built and measured; ``position`` is its place in the batch."""
 
+    workload: Workload
+    batch: str
     program_id: str
     trace: str
-    schedule: Schedule
+    module: str
+    """JSON text of the scheduled workload."""
     source: Literal["search", "transplant"]
     parent: str | None = None
     lineage_trials: int = 0
     position: int = 0
+
+
+def trial_of(
+    workload: Workload,
+    batch: str,
+    schedule: Schedule,
+    source: Literal["search", "transplant"],
+) -> Trial:
+    """The trial of a schedule."""
+    trace = trace_text(schedule)
+    identity = program_id(workload.task.task_id, trace)
+    return Trial(workload, batch, identity, trace, str(save_json(schedule.mod)), source)
 
 
 @dataclass
@@ -92,10 +107,7 @@ class Trials:
 
     def build(self, trials: Sequence[Trial]) -> Future[list[Library]]:
         """Start building; the result has a library for each trial."""
-        jobs = [
-            BuildJob(str(save_json(trial.schedule.mod)), self._new_path("program"))
-            for trial in trials
-        ]
+        jobs = [BuildJob(trial.module, self._new_path("program")) for trial in trials]
         cold = self._times_cold()
 
         def build() -> list[Library]:
@@ -106,19 +118,17 @@ class Trials:
 
     def measure(
         self,
-        workload: Workload,
         trials: Sequence[Trial],
         libraries: Sequence[Library],
-        batch: str,
         *,
         beside: Library | None = None,
     ) -> list[Program]:
         """Measure the programs on all devices there are, and store each as soon as it is known.
 
-        Returned are they in the order of the trials. Outputs are not compared here: see ``check``.
-        ``beside`` is a library measured first, on the same stretch of one device, which measures
-        all of them: what differs between devices and drifts on one between two stretches cancels
-        out of the programs' ratios to it.
+        They may be of several tasks and batches. Returned are they in the order of the trials.
+        Outputs are not compared here: see ``check``. ``beside`` is a library measured first, on the
+        same stretch of one device, which measures all of them: what differs between devices and
+        drifts on one between two stretches cancels out of the programs' ratios to it.
         """
         if not trials:
             return []
@@ -127,11 +137,11 @@ class Trials:
             if beside is None:
                 answers = self._together(trials, libraries)
             else:
-                key = f"beside:{batch}:{workload.task.task_id}"
+                key = f"beside:{trials[0].batch}:{trials[0].workload.task.task_id}"
                 answers = self._beside(trials, libraries, key, beside)
             with closing(answers):
                 for index, answer, beside_ms in answers:
-                    program = self._program(workload, trials[index], answer, batch, beside_ms)
+                    program = self._program(trials[index], answer, beside_ms)
                     self._table.add_programs([program])
                     programs[index] = program
                     libraries[index].path.unlink(missing_ok=True)
@@ -231,28 +241,21 @@ class Trials:
         self._gauge.not_asked(key, library.error)
         return ProgramFailed(library.error)
 
-    def _program(
-        self,
-        workload: Workload,
-        trial: Trial,
-        answer: Answer,
-        batch: str,
-        beside_ms: float | None,
-    ) -> Program:
+    def _program(self, trial: Trial, answer: Answer, beside_ms: float | None) -> Program:
         failed = isinstance(answer, ProgramFailed)
         self.counts.failed += failed
         self.counts.measured += not failed
-        axes = workload.axes
+        axes = trial.workload.axes
         return Program(
             program_id=trial.program_id,
-            task_id=workload.task.task_id,
+            task_id=trial.workload.task.task_id,
             device_model=self.measured_as,
             trace=trial.trace,
             source=trial.source,
             channel_tiles=factors_of_loop(trial.trace, axes.block, axes.output),
             reduction_tiles=factors_of_loop(trial.trace, axes.block, axes.reduction),
             parent=trial.parent,
-            batch=batch,
+            batch=trial.batch,
             position=trial.position,
             lineage_trials=trial.lineage_trials,
             beside_ms=beside_ms,

@@ -16,7 +16,7 @@ from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.finalists import finalists
 from workers.tuning.learning import Learning
 from workers.tuning.rounds import Rounds, Searching
-from workers.tuning.search import Search
+from workers.tuning.searchers import Searchers
 from workers.tuning.stored import as_proposed, fastest, task_latency
 from workers.tuning.trials import Counts, Trials
 
@@ -28,6 +28,7 @@ class Tuner:
         self,
         bundles: Bundles,
         space: ScheduleSpace,
+        searchers: Searchers,
         trials: Trials,
         gauge: Gauge,
         table: ProgramTable,
@@ -37,18 +38,17 @@ class Tuner:
         *,
         searches_meanwhile: bool = False,
     ) -> None:
-        """``searches_meanwhile``: whether the device has cores of its own, so that one round is
+        """``searches_meanwhile``: whether the device has cores of its own, so that one wave is
         measured while the next is searched. The table is then asked from two threads."""
         self._bundles = bundles
         self.space = space
         self._trials = trials
         self._gauge = gauge
         self._table = table
-        search = Search(space, config.population_size, config.generations)
-        self._learning = Learning(space, search, table, seed)
+        self._learning = Learning(space.target, searchers, table, seed)
         self._searching = Searching(
             space,
-            search,
+            searchers,
             self._learning,
             trials,
             gauge,

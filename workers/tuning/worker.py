@@ -29,6 +29,7 @@ from workers.tuning.bundle import Bundles
 from workers.tuning.libraries import NetworkLibraries
 from workers.tuning.screening import Screener
 from workers.tuning.search import target_of
+from workers.tuning.searchers import Searchers
 from workers.tuning.trials import Trials
 from workers.tuning.tuner import Tuner
 
@@ -83,9 +84,17 @@ class TuningWorker:
             self._scratch,
             lambda: bundles.dense.relax.weight_bytes > cache_bytes,
         )
+        self._searchers = Searchers(
+            self._device.tvm_target,
+            self._device.build_processes,
+            self._cores,
+            Path(context.lock_dir),
+            self._scratch,
+        )
         self._tuner = Tuner(
             bundles,
             space,
+            self._searchers,
             self._trials,
             gauge,
             table,
@@ -131,6 +140,7 @@ class TuningWorker:
         if self._distant is not None:
             self._distant.close()
         self._builder.close()
+        self._searchers.close()
         self._device.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
