@@ -293,7 +293,7 @@ class TuneConfig(Section):
         default=None,
         ge=1,
         description="Tasks searched at once, whose programs are one batch. More keep more cores "
-        "and devices busy, and learn later. Default: one for every 4 cores of the machine, 1 to 8.",
+        "and devices busy, and learn later. Default: one for every 4 cores of the machine, 2 to 8.",
     )
     population_size: int = Field(default=64, ge=1, description="Programs of one generation.")
     generations: int = Field(default=1, ge=1, description="Of the search, for one batch.")

@@ -229,7 +229,7 @@ def test_the_process_is_without_torch(open_searchers: Open, workloads: list[Work
     assert "libxgboost" in libraries and "libtorch" not in libraries
 
 
-@pytest.mark.parametrize(("parallel", "rounds"), [(1, 1), (2, 1), (7, 1), (8, 2), (99, 8)])
+@pytest.mark.parametrize(("parallel", "rounds"), [(1, 2), (2, 2), (11, 2), (12, 3), (99, 8)])
 def test_rounds_at_once_follow_from_the_cores(
     open_searchers: Open, parallel: int, rounds: int
 ) -> None:

@@ -20,6 +20,7 @@ from schemas.work import Tuned
 from workers.measuring.gauge import OutputCheck
 from workers.tuning.search_jobs import SearchJob
 from workers.tuning.searchers import Searchers
+from workers.tuning.trials import Trial
 from workers.tuning.tuner import Tuner
 from workers.tuning.worker import TuningWorker
 
@@ -238,6 +239,23 @@ def test_a_round_is_measured_while_the_next_is_searched(
     tuned = tuner.tune(tune_work(2, FIRST, SECOND))
     assert waited == [True]
     assert trials(table, tuned) == {FIRST: 2, SECOND: 2}
+
+
+def test_rounds_that_are_searched_at_once_are_one_batch(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a fleet is given more programs at a time than one round has."""
+    measure, batches = worker._trials.measure, []
+
+    def measuring(trials: Sequence[Trial], *values: Any, **named: Any) -> list[Program]:
+        batches.append([each.workload.task.task_id for each in trials])
+        return measure(trials, *values, **named)
+
+    monkeypatch.setattr(worker._trials, "measure", measuring)
+    tuned = restarted(worker, rounds_at_once=2).tune(tune_work(3, FIRST, SECOND))
+    tasks = [task_of(tuned, FIRST)] * 2 + [task_of(tuned, SECOND)] * 2
+    assert batches[:2] == [tasks, [*tasks[1:3]]]
+    assert trials(table, tuned) == {FIRST: 3, SECOND: 3}
 
 
 @pytest.mark.parametrize(

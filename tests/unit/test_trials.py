@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,25 @@ def test_programs_come_back_as_proposed_whoever_answers_first(
     assert [program.position for program in found] == [0, 1, 2, 3]
     assert [program.error for program in found] == ["", "no room", "", ""]
     assert not list(tmp_path.glob("*.so"))
+
+
+def test_one_batch_may_be_of_several_tasks_and_rounds(table: MemoryLedger, tmp_path: Path) -> None:
+    other: Any = SimpleNamespace(
+        task=SimpleNamespace(task_id="other"), axes=SimpleNamespace(**vars(WORKLOAD.axes))
+    )
+    asked = [
+        trial("a", 0),
+        replace(trial("b", 0), workload=other, batch="next"),
+        trial("c", 1),
+    ]
+    libraries = [Library(tmp_path / f"{each.program_id}.so") for each in asked]
+    gauge: Any = Gauge(order=[2, 1, 0])
+    trials = Trials(None, gauge, None, table, TuneConfig(), tmp_path)  # type: ignore[arg-type]
+    found = trials.measure(asked, libraries)
+    told = [(program.program_id, program.task_id, program.batch) for program in found]
+    assert told == [("a", "task", "batch"), ("b", "other", "next"), ("c", "task", "batch")]
+    assert [program.latency_ms for program in found] == [1.0, 2.0, 3.0]
+    assert names_of(table.programs(["other"], "model")) == "b"
 
 
 def test_what_is_timed_cold_is_another_device_model_to_the_table(

@@ -16,7 +16,7 @@ from workers.errors import LimitReached
 from workers.tuning.search_jobs import Features, FeaturesJob, FoundProgram, SearchJob
 
 _CORES_PER_ROUND = 4
-_MOST_ROUNDS = 8
+_LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
 _JOB_S = 600.0
 _WAIT_S = 630.0
 _TRACES_PER_JOB = 16
@@ -37,7 +37,7 @@ class Searchers:
 
         ``folder`` is for their temporary files.
         """
-        self.usual_rounds = min(_MOST_ROUNDS, max(1, parallel // _CORES_PER_ROUND))
+        self.usual_rounds = min(_MOST_ROUNDS, max(_LEAST_ROUNDS, parallel // _CORES_PER_ROUND))
         """Rounds that are worth searching at once, where the configuration does not say."""
         self._request = {
             "target": target,
