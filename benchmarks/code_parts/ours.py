@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tvm.ir import save_json
 from workbench import TARGET, workbench
 
 from device_agents.host_facts import last_level_cache_bytes
@@ -20,7 +19,6 @@ from orchestrator.store.sharing import Sharing, SharingLedger
 from schemas.config import MeasureConfig, PruneConfig, RunConfig, TuneConfig
 from schemas.network import NetworkInfo, Structure, Trained
 from schemas.work import Tuned, TuneWork
-from workers.compiling.workload import Workload
 from workers.measuring.gauge import Gauge
 from workers.pruning.fold import fold_batch_norm
 from workers.tuning.bundle import Bundle
@@ -100,9 +98,6 @@ class _OneNetwork:
 
     def of_structure(self, _structure: Structure, _fraction: float | None = None) -> Bundle:
         return self._bundle
-
-    def text(self, workload: Workload) -> str:
-        return str(save_json(workload.module))
 
     def weights(self, _trained: Trained, _fraction: float | None = None) -> dict[str, np.ndarray]:
         tensors = dict(self._folded.named_parameters())
