@@ -203,6 +203,23 @@ def test_what_a_search_died_of_is_told(
     assert left == []
 
 
+def test_a_process_that_is_killed_again_and_again_is_no_fault_of_the_network(
+    open_searchers: Open, workloads: list[Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searchers = open_searchers(1)
+    process: Any = searchers._process
+    exchange = process._exchange
+
+    def killed(request: Any, *values: Any) -> Any:
+        if request is not None:  # it has been started, and is asked now
+            os.kill(process.pid, signal.SIGKILL)
+        return exchange(request, *values)
+
+    monkeypatch.setattr(process, "_exchange", killed)
+    with pytest.raises(LimitReached, match=r"SIGKILL.*short of memory"):
+        searchers.propose([job(workloads[0])], b"")
+
+
 def test_one_that_the_machine_ended_is_carried_out_once_more(
     open_searchers: Open, workloads: list[Workload], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agents.host_cores import HostCores
-from device_agents.processes import WarmProcess
+from device_agents.processes import ProcessError, WarmProcess
 from schemas.base import Schema
 from workers.errors import LimitReached
 from workers.tuning.search_jobs import Features, FeaturesJob, FoundProgram, SearchJob
@@ -96,7 +96,11 @@ class Searchers:
             return []
         request = {**self._request, **more, "items": list(items)}
         limit_s = _WAIT_S + (_JOB_S + 1) * len(items)
-        return list(self._process.call_again(method, request, timeout_s=limit_s)["results"])
+        try:
+            answer = self._process.call_again(method, request, timeout_s=limit_s)
+        except ProcessError as error:
+            raise _not_finished(str(error)) from error
+        return list(answer["results"])
 
 
 def _parts(job: FeaturesJob) -> Iterator[FeaturesJob]:
