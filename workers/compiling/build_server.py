@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from device_agents.host_cores import HostCores
 from device_agents.lean_tvm import block_torch
 from device_agents.processes import serve
-
-_WAIT_S = 600.0
 
 
 def main() -> None:
@@ -32,39 +27,16 @@ def main() -> None:
 
 
 def _programs(payload: dict[str, Any]) -> dict[str, Any]:
-    jobs: list[Callable[[], dict[str, Any]]] = [
-        functools.partial(_build_program, payload["target"], item) for item in payload["items"]
-    ]
-    return {"results": _run(jobs, payload)}
+    from workers.compiling.serving import run_requested
+
+    jobs = [functools.partial(_build_program, payload["target"], i) for i in payload["items"]]
+    return {"results": run_requested(jobs, payload)}
 
 
 def _network(payload: dict[str, Any]) -> dict[str, Any]:
-    return {"results": _run([functools.partial(_build_network, payload)], payload)}
+    from workers.compiling.serving import run_requested
 
-
-def _run(jobs: list[Callable[[], dict[str, Any]]], payload: dict[str, Any]) -> list[dict[str, Any]]:
-    from tvm.target import Target
-
-    from workers.compiling.forked import run_forked
-    from workers.compiling.intrinsics import load_intrinsics
-
-    load_intrinsics(Target(payload["target"]))  # here, for all children: each would need 0.2 s
-    return run_forked(
-        jobs,
-        timeout_s=payload["timeout_s"],
-        wait_s=_WAIT_S,
-        parallel=payload["parallel"],
-        working=sharing_cores(payload.get("cores")),
-        folder=Path(payload["folder"]),
-    )
-
-
-def sharing_cores(cores: list[str] | None) -> Callable[[], AbstractContextManager[None]]:
-    """How a child takes the host's cores: folder of the locks, and the cores' name."""
-    if cores is None:
-        return nullcontext
-    lock_dir, name = cores
-    return lambda: HostCores(Path(lock_dir), name).working(_WAIT_S)
+    return {"results": run_requested([functools.partial(_build_network, payload)], payload)}
 
 
 def _build_program(description: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:

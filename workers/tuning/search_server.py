@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from device_agents.lean_tvm import block_torch, unblock_torch
 from device_agents.processes import serve
-
-_WAIT_S = 600.0
-
-_Job = Callable[[], dict[str, Any]]
 
 
 def main() -> None:
@@ -34,30 +28,17 @@ def main() -> None:
 
 
 def _search(payload: dict[str, Any]) -> dict[str, Any]:
+    from workers.compiling.serving import run_requested
+
     jobs = [functools.partial(_carry_out, payload, item) for item in payload["items"]]
-    return {"results": _run(list(jobs), payload)}
+    return {"results": run_requested(jobs, payload)}
 
 
 def _features(payload: dict[str, Any]) -> dict[str, Any]:
+    from workers.compiling.serving import run_requested
+
     jobs = [functools.partial(_extract, payload, item) for item in payload["items"]]
-    return {"results": _run(list(jobs), payload)}
-
-
-def _run(jobs: list[_Job], payload: dict[str, Any]) -> list[dict[str, Any]]:
-    from workers.compiling.build_server import sharing_cores
-    from workers.compiling.forked import run_forked
-    from workers.compiling.intrinsics import load_intrinsics
-    from workers.tuning.search import target_of
-
-    load_intrinsics(target_of(payload["target"]))  # here, for all children
-    return run_forked(
-        jobs,
-        timeout_s=payload["timeout_s"],
-        wait_s=_WAIT_S,
-        parallel=payload["parallel"],
-        working=sharing_cores(payload.get("cores")),
-        folder=Path(payload["folder"]),
-    )
+    return {"results": run_requested(jobs, payload)}
 
 
 def _carry_out(payload: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
