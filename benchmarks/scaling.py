@@ -6,6 +6,8 @@ The devices are RPC servers of their own that answer every timing after 2 s and 
 (device_agents/emulated.py); the first figure is the basis of the others. All the rest is as in a
 run: one program, built beforehand, is measured again and again by a fleet, with uploads and
 sessions, and each measurement is stored by the table's actor in Ray, in a ledger on the disk.
+A second table has the programs in stretches of five, as in a screening: four transplants beside
+the program that they were taken from, all on one device.
 It shows what the measuring itself costs, and says nothing of any program. The last line is JSON;
 but for --quick, and a choice of devices, a picture is written to benchmarks/scaling.svg.
 """
@@ -47,12 +49,15 @@ from workers.measuring.fleet import Fleet
 from workers.measuring.setup import resolve_target
 from workers.pruning.fold import exported_program
 from workers.tuning.search import Search, target_of
-from workers.tuning.trials import Trial, Trials, trial_of
+from workers.tuning.trials import Alongside, Trial, Trials, trial_of
 
 SERVICE_S = 2.0
 PROGRAMS_PER_DEVICE = 10
 DEVICES = (1, 2, 4, 8, 16, 32)
 QUICK_DEVICES = (1, 4)
+STRETCH = 5
+"""Programs of a stretch, with the one that the others are measured beside."""
+STRETCH_DEVICES = (1, 8)
 PICTURE = Path(__file__).with_name("scaling.svg")
 
 _CONFIG = TuneConfig(build_timeout_s=60.0)
@@ -113,25 +118,26 @@ class Bench:
         self._library = self._built()
         self._builder.close()
 
-    def measure(self, tracker: TrackerProcess, devices: int) -> Row:
-        """Measure ten programs for each of so many devices, in one batch; the row's efficiency is
-        not known yet."""
-        key = f"simulated-{devices}"
+    def measure(self, tracker: TrackerProcess, devices: int, stretch: int = 1) -> Row:
+        """Measure ten programs for each of so many devices, in one batch, ``stretch`` of them
+        in a row on one device; the result's efficiency is not known yet."""
+        key = f"simulated-{devices}-{stretch}"
         address = DeviceAddress(tracker.host, tracker.port, key, None, "tracker", f"{key}-1t")
         fleet = Fleet(address, MeasureConfig(), devices)
         trials = Trials(self._builder, fleet, self._space, self._table, _CONFIG, self._folder)
         rack = EmulatedRack(tracker.host, tracker.port, key, devices, service_s=SERVICE_S)
         try:
             with rack:
-                self._batch(trials, f"{key}/warm", devices)  # starts the gauges' processes
+                self._batch(trials, f"{key}/warm", devices, 1)  # starts the gauges' processes
                 driver = [os.getpid(), *fleet.pids]
                 before_s = _cpu_s(driver), _cpu_s([self._table_pid])
                 began = time.monotonic()
                 count = PROGRAMS_PER_DEVICE * devices
-                self._batch(trials, f"{key}/timed", count)
+                self._batch(trials, f"{key}/timed", count, stretch)
                 wall_s = time.monotonic() - began
                 after_s = _cpu_s(driver), _cpu_s([self._table_pid])
-                self._check(key, devices, count + devices)
+                beside = count // stretch if stretch > 1 else 0  # they are not stored
+                self._check(key, devices, count - beside + devices)
         finally:
             trials.close()
             fleet.close()
@@ -140,8 +146,8 @@ class Bench:
         )
         return Row(devices, count, wall_s, 1.0, driver_ms, table_ms)
 
-    def _batch(self, trials: Trials, batch: str, count: int) -> None:
-        """Measure and store the program under ``count`` names."""
+    def _batch(self, trials: Trials, batch: str, count: int, stretch: int) -> None:
+        """Measure the program under ``count`` names, and store all but each stretch's first."""
         names = [
             hashlib.sha256(f"{batch}/{number}".encode()).hexdigest() for number in range(count)
         ]
@@ -154,7 +160,18 @@ class Bench:
             replace(self._trial, batch=batch, program_id=name, position=position)
             for position, name in enumerate(names)
         ]
-        trials.measure(programs, libraries)
+        if stretch == 1:
+            trials.measure(programs, libraries)
+            return
+        starts = range(0, count, stretch)
+        trials.measure_beside(
+            [
+                Alongside(
+                    libraries[at], programs[at + 1 : at + stretch], libraries[at + 1 : at + stretch]
+                )
+                for at in starts
+            ]
+        )
 
     def _check(self, key: str, devices: int, count: int) -> None:
         """Every program is stored once, has been measured, and says that it is simulated."""
@@ -198,6 +215,13 @@ def _cpu_s(pids: list[int]) -> float:
     return float(sum(time.user + time.system for time in times))
 
 
+def _compared(row: Row, before: list[Row]) -> Row:
+    """The row with its efficiency: of so many times the rate of the first one's devices."""
+    basis = before[0] if before else row
+    ideal = basis.per_minute / basis.devices * row.devices
+    return replace(row, efficiency=row.per_minute / ideal)
+
+
 _HEADER = (
     f"{'devices':>7} {'programs':>8} {'wall s':>7} {'a minute':>9} {'efficiency':>10} "
     f"{'busy':>6} {'driver CPU ms':>13} {'table CPU ms':>12}"
@@ -212,7 +236,7 @@ def _line(row: Row) -> str:
     )
 
 
-def summary(rows: list[Row], quick: bool) -> dict[str, object]:
+def summary(rows: list[Row], stretches: list[Row], quick: bool) -> dict[str, object]:
     """The shares of so many times the first row's rate, and the CPU times at the most devices."""
     shares = {row.devices: row.efficiency for row in rows}
     most = max(rows, key=lambda row: row.devices)
@@ -222,6 +246,7 @@ def summary(rows: list[Row], quick: bool) -> dict[str, object]:
         "efficiency_4": shares.get(4),
         "efficiency_8": shares.get(8),
         "efficiency_32": shares.get(32),
+        "efficiency_in_stretches": {row.devices: row.efficiency for row in stretches},
         "driver_cpu_ms_per_measurement": most.driver_cpu_ms,
         "table_cpu_ms_per_measurement": most.table_cpu_ms,
         "rows": [{**asdict(row), "per_minute": row.per_minute, "busy": row.busy} for row in rows],
@@ -279,22 +304,24 @@ def main() -> None:
         logging_level=logging.ERROR,
     )
     rows: list[Row] = []
+    stretches: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, TrackerProcess() as tracker:
         try:
             bench = Bench(Path(folder))
             print(f"{cpu_model()}, {psutil.cpu_count()} cores; the devices are simulated")
             print(_HEADER)
             for count in counts:
-                row = bench.measure(tracker, count)
-                basis = rows[0] if rows else row
-                ideal = basis.per_minute / basis.devices * count
-                rows.append(replace(row, efficiency=row.per_minute / ideal))
+                rows.append(_compared(bench.measure(tracker, count), rows))
                 print(_line(rows[-1]), flush=True)
+            print(f"in stretches of {STRETCH}, as in a screening")
+            for count in chosen or (QUICK_DEVICES if arguments.quick else STRETCH_DEVICES):
+                stretches.append(_compared(bench.measure(tracker, count, STRETCH), stretches))
+                print(_line(stretches[-1]), flush=True)
         finally:
             ray.shutdown()
     if not arguments.quick and not chosen:
         draw(rows, PICTURE)
-    print(json.dumps(summary(rows, bool(arguments.quick or chosen))))
+    print(json.dumps(summary(rows, stretches, bool(arguments.quick or chosen))))
 
 
 if __name__ == "__main__":

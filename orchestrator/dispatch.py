@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from orchestrator.store.base import Ledger
 from schemas.base import Schema
 from schemas.config import RunConfig
 from schemas.record import WorkRecord
-from schemas.work import FineTuneWork, Outcome, PrepareWork, UniformWork, Work
+from schemas.work import FineTuneWork, Outcome, PrepareWork, ScreenWork, UniformWork, Work
 
 DEVICE_WORK_TIMEOUT_S = 86_400.0
 """Longest a tuning, screening, comparison or export may take; parts of it end much earlier."""
@@ -24,18 +24,21 @@ CANCEL_GRACE_S = 10.0
 
 
 class Finished(Schema):
-    """Work that came to an end: an outcome, or a failure."""
+    """Work that came to an end: an outcome for each unit, in their order, or a failure."""
 
     handle: Hashable
-    outcome: Outcome | None = None
+    outcomes: tuple[Outcome, ...] = ()
     failure: Failure | None = None
 
 
 class Workers(Protocol):
     """Those who do the work."""
 
-    def submit(self, work: Work) -> Hashable:
-        """Begin the work; what it is known by from now on. Returns at once."""
+    def submit(self, works: Sequence[Work]) -> Hashable:
+        """Begin the work, one unit or several screenings of a target, which are done together.
+
+        Returns at once what it is known by from now on.
+        """
         ...
 
     def wait(self, handles: Sequence[Hashable], timeout_s: float) -> list[Finished]:
@@ -59,17 +62,34 @@ class Settled(Schema):
     wrong_input: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
+    """A unit of work."""
+
     work: Work
     failures: Counter[FailureClass] = field(default_factory=Counter)
-    handle: Hashable = None
-    began_s: float = 0.0
     not_before_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Flight:
+    """Work in flight."""
+
+    jobs: tuple[_Job, ...]
+    began_s: float
+
+    @property
+    def works(self) -> list[Work]:
+        return [job.work for job in self.jobs]
+
+
 class Dispatcher:
-    """Runs the work that is wanted: training side by side, device work one by one per target."""
+    """Runs the work that is wanted: training side by side, device work one by one per target.
+
+    The screenings that are wanted for a target are begun together: they share builds, devices and
+    trials. What they find depends on which they are, so none is begun while one of them has to wait
+    for another attempt, and all their outcomes are stored or none.
+    """
 
     def __init__(
         self,
@@ -85,7 +105,7 @@ class Dispatcher:
         self._report = report
         self._clock = clock
         self._queue: dict[str, _Job] = {}
-        self._flying: dict[Hashable, _Job] = {}
+        self._flying: dict[Hashable, _Flight] = {}
         self.finished = ledger.finished_keys()
 
     @property
@@ -99,7 +119,7 @@ class Dispatcher:
         Work known already is not begun again. What waits and is not wanted any more is forgotten;
         what is in flight goes on.
         """
-        flying = {job.work.key for job in self._flying.values()}
+        flying = {work.key for flight in self._flying.values() for work in flight.works}
         self._queue = {
             work.key: self._queue.get(work.key) or _Job(work)
             for work in works
@@ -115,12 +135,12 @@ class Dispatcher:
             return []
         settled = []
         for finished in self._workers.wait(list(self._flying), timeout_s):
-            job = self._flying.pop(finished.handle)
-            if finished.outcome is not None:
-                settled.append(self._store(job, finished.outcome))
+            flight = self._flying.pop(finished.handle)
+            if finished.outcomes:
+                settled += self._store(flight, finished.outcomes)
             else:
                 failure = finished.failure or Failure(kind="internal_error", message="no outcome")
-                settled += self._failed(job, failure)
+                settled += self._failed(flight, failure)
         return settled + self._overdue()
 
     def drop(self) -> None:
@@ -131,7 +151,13 @@ class Dispatcher:
         """Forget and cancel the work that is not among the wanted."""
         keys = {work.key for work in wanted}
         self._queue = {key: job for key, job in self._queue.items() if key in keys}
-        self._cancel([job for job in self._flying.values() if job.work.key not in keys])
+        self._cancel(
+            {
+                handle: flight
+                for handle, flight in self._flying.items()
+                if not any(work.key in keys for work in flight.works)
+            }
+        )
 
     def cancel(self) -> None:
         """Cancel all work in flight; what ends well nevertheless, within a grace, is kept."""
@@ -140,66 +166,87 @@ class Dispatcher:
         until = self._clock() + CANCEL_GRACE_S
         while self._flying and self._clock() < until:
             for finished in self._workers.wait(list(self._flying), until - self._clock()):
-                job = self._flying.pop(finished.handle)
-                if finished.outcome is not None:
-                    self._store(job, finished.outcome)
+                flight = self._flying.pop(finished.handle)
+                if finished.outcomes:
+                    self._store(flight, finished.outcomes)
         self._flying.clear()
 
     def _begin(self) -> None:
-        for key, job in list(self._queue.items()):
-            if job.not_before_s <= self._clock() and self._has_room(job.work):
-                del self._queue[key]
-                job.began_s = self._clock()
-                job.handle = self._workers.submit(job.work)
-                self._flying[job.handle] = job
+        for jobs in self._parties():
+            due_s = max(job.not_before_s for job in jobs)
+            if due_s <= self._clock() and self._has_room(jobs[0].work):
+                for job in jobs:
+                    del self._queue[job.work.key]
+                handle = self._workers.submit([job.work for job in jobs])
+                self._flying[handle] = _Flight(jobs, self._clock())
+
+    def _parties(self) -> list[tuple[_Job, ...]]:
+        """The jobs that wait, those together that are begun together."""
+        found: dict[str, list[_Job]] = {}
+        for key, job in self._queue.items():
+            is_screening = isinstance(job.work, ScreenWork)
+            name = f"screen {_place(job.work)}" if is_screening else key
+            found.setdefault(name, []).append(job)
+        return [tuple(jobs) for jobs in found.values()]
 
     def _has_room(self, work: Work) -> bool:
         place = _place(work)
-        taken = sum(_place(job.work) == place for job in self._flying.values())
+        taken = sum(_place(flight.works[0]) == place for flight in self._flying.values())
         return taken < (self._config.fine_tune.max_parallel if place is None else 1)
 
-    def _store(self, job: _Job, outcome: Outcome) -> Settled:
+    def _store(self, flight: _Flight, outcomes: Sequence[Outcome]) -> list[Settled]:
+        """Store all outcomes of a flight, or none: together they take up where they were."""
+        seconds = max(0.0, self._clock() - flight.began_s) / len(flight.jobs)
+        finished_at = time.time()
         self._ledger.add_work(
-            WorkRecord(
-                work=job.work,
-                outcome=outcome,
-                finished_at=time.time(),
-                seconds=max(0.0, self._clock() - job.began_s),
+            *(
+                WorkRecord(work=work, outcome=outcome, finished_at=finished_at, seconds=seconds)
+                for work, outcome in zip(flight.works, outcomes, strict=True)
             )
         )
-        self.finished.add(job.work.key)
-        return Settled(key=job.work.key)
+        self.finished |= {work.key for work in flight.works}
+        return [Settled(key=work.key) for work in flight.works]
 
-    def _failed(self, job: _Job, failure: Failure) -> list[Settled]:
-        job.failures[failure.kind] += 1
-        decision = decide(failure, job.failures[failure.kind])
-        self._report(f"{_name(job.work)}: {decision.message}")
+    def _failed(self, flight: _Flight, failure: Failure) -> list[Settled]:
+        for job in flight.jobs:
+            job.failures[failure.kind] += 1
+        most = max(job.failures[failure.kind] for job in flight.jobs)
+        decision = decide(failure, most)
+        self._report(f"{_name(flight.works[0])}: {decision.message}")
         if not decision.again:
             wrong = failure.kind == "user_error"
-            return [Settled(key=job.work.key, error=failure.message, wrong_input=wrong)]
-        job.not_before_s = self._clock() + decision.delay_s
-        self._queue[job.work.key] = job
+            return [
+                Settled(key=work.key, error=failure.message, wrong_input=wrong)
+                for work in flight.works
+            ]
+        not_before_s = self._clock() + decision.delay_s
+        for job in flight.jobs:
+            job.not_before_s = not_before_s
+            self._queue[job.work.key] = job
         return []
 
     def _overdue(self) -> list[Settled]:
-        late = [
-            job
-            for job in self._flying.values()
-            if self._clock() - job.began_s > deadline_s(job.work, self._config)
-        ]
+        late = {
+            handle: flight
+            for handle, flight in self._flying.items()
+            if self._clock() - flight.began_s > self._deadline_s(flight)
+        }
         self._cancel(late)
         settled = []
-        for job in late:
-            limit = deadline_s(job.work, self._config)
-            message = f"{_name(job.work)} did not answer within {limit:g} s"
-            settled += self._failed(job, Failure(kind="timed_out", message=message))
+        for flight in late.values():
+            limit_s = self._deadline_s(flight)
+            message = f"{_name(flight.works[0])} did not answer within {limit_s:g} s"
+            settled += self._failed(flight, Failure(kind="timed_out", message=message))
         return settled
 
-    def _cancel(self, jobs: Sequence[_Job]) -> None:
-        if jobs:
-            self._workers.cancel([job.handle for job in jobs])
-        for job in jobs:
-            self._flying.pop(job.handle)
+    def _deadline_s(self, flight: _Flight) -> float:
+        return sum(deadline_s(work, self._config) for work in flight.works)
+
+    def _cancel(self, flights: Mapping[Hashable, _Flight]) -> None:
+        if flights:
+            self._workers.cancel(list(flights))
+        for handle in flights:
+            self._flying.pop(handle)
 
 
 def is_training(work: Work) -> bool:

@@ -92,15 +92,15 @@ class RayWorkers:
         # Elsewhere in a cluster, or after a start anew, it would be another device.
         self._local = {target.name for target in context.config.targets if target.device == "local"}
 
-    def submit(self, work: Work) -> Hashable:
+    def submit(self, works: Sequence[Work]) -> Hashable:
         """A task for a training, a call of the target's actor for the rest."""
-        text, target = work.model_dump_json(), None
-        with ray_expected(work.kind):
-            if is_training(work):
-                ref = self._training().remote(text, self._context_json)
+        texts, target = [work.model_dump_json() for work in works], None
+        with ray_expected(works[0].kind):
+            if is_training(works[0]):
+                ref = self._training().remote(*texts, self._context_json)
             else:
-                target = str(getattr(work, "target", ""))
-                ref = self._actor(target).run.remote(text)
+                target = str(getattr(works[0], "target", ""))
+                ref = self._actor(target).run.remote(texts)
         self._targets[ref] = target
         return _handle(ref)
 
@@ -155,7 +155,7 @@ class RayWorkers:
     def _finished(self, ref: Any) -> Finished:
         target = self._targets.pop(ref, None)
         try:
-            text = ray.get(ref, timeout=FETCH_TIMEOUT_S)
+            texts = ray.get(ref, timeout=FETCH_TIMEOUT_S)
         except Exception as error:
             failure = sort_failure(error)
             if isinstance(error, _ACTOR_IS_GONE) and target in self._actors:
@@ -163,7 +163,8 @@ class RayWorkers:
             if failure.kind == "internal_error":
                 _log.error("work failed", exc_info=error)
             return Finished(handle=ref, failure=failure)
-        return Finished(handle=ref, outcome=_OUTCOME.validate_json(text))
+        outcomes = tuple(_OUTCOME.validate_json(text) for text in texts)
+        return Finished(handle=ref, outcomes=outcomes)
 
     def _end(self, targets: Sequence[str]) -> None:
         actors = [self._actors.pop(target) for target in targets if target in self._actors]

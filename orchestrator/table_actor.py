@@ -178,8 +178,8 @@ class LedgerClient(TableClient, Ledger):
         found: list[Event] = self._call("events", after)
         return found
 
-    def add_work(self, record: WorkRecord) -> bool:
-        return _as(bool, self._call("add_work", record))
+    def add_work(self, *records: WorkRecord) -> int:
+        return _as(int, self._call("add_work", *records))
 
     def finished_keys(self) -> set[str]:
         return _as(set, self._call("finished_keys"))

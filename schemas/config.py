@@ -281,7 +281,7 @@ class TuneConfig(Section):
         description="What each task gets of the trials above; the rest goes where it pays most.",
     )
     max_s: float | None = Field(
-        default=None, gt=0.0, description="Longest search for the programs of one network."
+        default=None, gt=0.0, description="Longest search for one network; of several, the sum."
     )
     max_device_s: float | None = Field(
         default=None, gt=0.0, description="Longest use of the device by one such search."

@@ -34,7 +34,7 @@ class WorkRecord(Schema):
     work: Work
     outcome: Outcome
     finished_at: float = Field(description="Seconds since the epoch.")
-    seconds: float = Field(ge=0.0)
+    seconds: float = Field(ge=0.0, description="Its share, where several were done together.")
 
 
 class EventRecord(Schema):

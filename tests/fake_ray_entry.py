@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import fake_world
@@ -17,11 +18,11 @@ from workers.protocols import ProgramTable
 _WORK: TypeAdapter[Work] = TypeAdapter(Work)
 
 
-def run_training(work_json: str, context_json: str) -> str:
+def run_training(work_json: str, context_json: str) -> list[str]:
     context = RunContext.model_validate_json(context_json)
     if context.config.seed == 13:
         raise UserError("data.root", "there is no folder of that name", "name another")
-    return fake_world.outcome_of(_WORK.validate_json(work_json)).model_dump_json()
+    return [fake_world.outcome_of(_WORK.validate_json(work_json)).model_dump_json()]
 
 
 class TuningActor:
@@ -32,8 +33,10 @@ class TuningActor:
         self.target_name = target_name
         self.table = table
 
-    def run(self, work_json: str) -> str:
-        work = _WORK.validate_json(work_json)
+    def run(self, works_json: Sequence[str]) -> list[str]:
+        return [self._outcome(_WORK.validate_json(text)) for text in works_json]
+
+    def _outcome(self, work: Work) -> str:
         died = Path(self.context.run_dir) / "died"
         if work.kind == "compare" and not died.exists():
             died.touch()

@@ -255,28 +255,31 @@ class FakeWorkers:
     executed: list[Work] = field(default_factory=list)
     cancelled: list[Work] = field(default_factory=list)
     closed: bool = False
-    _flying: dict[Hashable, Work] = field(default_factory=dict)
+    together: list[tuple[Work, ...]] = field(default_factory=list)
+    _flying: dict[Hashable, tuple[Work, ...]] = field(default_factory=dict)
     _count: int = 0
 
-    def submit(self, work: Work) -> Hashable:
+    def submit(self, works: Sequence[Work]) -> Hashable:
         self._count += 1
-        self._flying[self._count] = work
+        self._flying[self._count] = tuple(works)
+        self.together.append(tuple(works))
         return self._count
 
     def wait(self, handles: Sequence[Hashable], timeout_s: float) -> list[Finished]:
         handle = handles[0]
-        work = self._flying.pop(handle)
-        self.began(work)
-        time.sleep(self.work_s)
-        failure = self.fault(work)
-        if failure:
-            return [Finished(handle=handle, failure=failure)]
-        self.executed.append(work)
-        return [Finished(handle=handle, outcome=outcome_of(work))]
+        works = self._flying.pop(handle)
+        for work in works:
+            self.began(work)
+            time.sleep(self.work_s)
+            failure = self.fault(work)
+            if failure:
+                return [Finished(handle=handle, failure=failure)]
+        self.executed += works
+        return [Finished(handle=handle, outcomes=tuple(outcome_of(work) for work in works))]
 
     def cancel(self, handles: Sequence[Hashable]) -> None:
         for handle in handles:
-            self.cancelled.append(self._flying[handle])
+            self.cancelled += self._flying[handle]
 
     def close(self) -> None:
         self.closed = True

@@ -88,6 +88,12 @@ def questions(libraries: dict[str, Library], *names: str) -> list[Question]:
     return [Question(f"{number}", libraries[name]) for number, name in enumerate(names)]
 
 
+def stretches(libraries: dict[str, Library], count: int, length: int) -> list[Question]:
+    """Long programs, so many stretches of them."""
+    numbers = [number for number in range(count) for _ in range(length)]
+    return [Question(f"{n}", libraries["long"], number) for n, number in enumerate(numbers)]
+
+
 def batch(fleet: Fleet, libraries: dict[str, Library], count: int) -> list[tuple[int, Answer]]:
     """Answers to ``count`` long programs from a fleet whose gauges have all been started.
 

@@ -9,6 +9,7 @@ import faulthandler
 import functools
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 _CORES_WAIT_S = 600.0
 
 
-def run_training(work_json: str, context_json: str) -> str:
-    """Carry out a unit of training work; the outcome as JSON. Body of the Ray task."""
+def run_training(work_json: str, context_json: str) -> list[str]:
+    """Carry out a unit of training work; its outcome as JSON. Body of the Ray task."""
     from device_agents.host_cores import HostCores
     from workers.jobs import TrainingJobs
 
@@ -42,11 +43,11 @@ def run_training(work_json: str, context_json: str) -> str:
         yield_cores=lambda: cores.working(_CORES_WAIT_S),
         progress=_progress(Path(context.run_dir), work),
     )
-    return _OUTCOME.dump_json(jobs.run(work)).decode()
+    return [_OUTCOME.dump_json(jobs.run(work)).decode()]
 
 
 class TuningActor:
-    """Ray's side of a ``TuningWorker``: one unit of work at a time, and ``close`` at any time.
+    """Ray's side of a ``TuningWorker``: one call at a time, and ``close`` at any time.
 
     The worker is made with the first work: an error of an actor's constructor reaches nobody as
     what it is.
@@ -60,9 +61,10 @@ class TuningActor:
         self._opening = threading.Lock()
         self._worker: TuningWorker | None = None
 
-    def run(self, work_json: str) -> str:
-        """Carry out a unit of work; the outcome as JSON."""
-        return _OUTCOME.dump_json(self._opened().run(_WORK.validate_json(work_json))).decode()
+    def run(self, works_json: Sequence[str]) -> list[str]:
+        """Carry out units of work that belong together; their outcomes as JSON."""
+        works = [_WORK.validate_json(text) for text in works_json]
+        return [_OUTCOME.dump_json(outcome).decode() for outcome in self._opened().run(works)]
 
     @ray.method(concurrency_group="control")
     def close(self) -> None:

@@ -112,8 +112,11 @@ class Ledger(ABC):
         """The events with a greater sequence number, in order."""
 
     @abstractmethod
-    def add_work(self, record: WorkRecord) -> bool:
-        """Store finished work under its key; False when there was some already."""
+    def add_work(self, *records: WorkRecord) -> int:
+        """Store finished work under its keys, all of it or none; what is there already stays.
+
+        Returns how many of the records were new.
+        """
 
     @abstractmethod
     def finished_keys(self) -> set[str]:

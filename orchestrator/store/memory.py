@@ -75,8 +75,8 @@ class MemoryLedger(Ledger):
     def events(self, after: int = 0) -> list[Event]:
         return self._events[after:]
 
-    def add_work(self, record: WorkRecord) -> bool:
-        return self._work.setdefault(record.work.key, record) is record
+    def add_work(self, *records: WorkRecord) -> int:
+        return sum(self._work.setdefault(each.work.key, each) is each for each in records)
 
     def finished_keys(self) -> set[str]:
         return set(self._work)

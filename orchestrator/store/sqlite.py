@@ -161,21 +161,24 @@ class SqliteLedger(Ledger):
         with self._errors():
             return [Event.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
-    def add_work(self, record: WorkRecord) -> bool:
-        row = (
-            record.work.key,
-            record.work.model_dump_json(),
-            record.outcome.model_dump_json(),
-            record.seconds,
-            record.finished_at,
-        )
+    def add_work(self, *records: WorkRecord) -> int:
+        rows = [
+            (
+                record.work.key,
+                record.work.model_dump_json(),
+                record.outcome.model_dump_json(),
+                record.seconds,
+                record.finished_at,
+            )
+            for record in records
+        ]
         with self._transaction():
-            added = self._db.execute(
+            added = self._db.executemany(
                 "INSERT INTO work (key, work, outcome, seconds, finished_at) "
                 "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                row,
+                rows,
             )
-        return added.rowcount == 1
+        return added.rowcount
 
     def finished_keys(self) -> set[str]:
         return {row[0] for row in self._all("SELECT key FROM work")}

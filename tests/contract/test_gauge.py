@@ -228,6 +228,19 @@ def test_of_many_programs_each_is_answered_once(gauge: Gauge, libraries: Librari
     assert list(gauge.measure_all([])) == []
 
 
+def test_what_belongs_together_is_answered_by_one_device(
+    gauge: Gauge, libraries: Libraries
+) -> None:
+    stretches = [number for number in range(3) for _ in range(3)]
+    questions = [Question("add", libraries.add, stretch) for stretch in stretches]
+    answers = list(gauge.measure_all(questions))
+    assert sorted(index for index, _ in answers) == list(range(9))
+    for number in range(3):
+        own = [answer for index, answer in answers if stretches[index] == number]
+        assert all(isinstance(answer, Measurement) for answer in own)
+        assert len({answer.device for answer in own if isinstance(answer, Measurement)}) == 1
+
+
 def test_the_rest_of_many_need_not_be_waited_for(gauge: Gauge, libraries: Libraries) -> None:
     answers = gauge.measure_all([Question("add", libraries.add)] * 6)
     index, _ = next(answers)

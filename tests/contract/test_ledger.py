@@ -31,7 +31,7 @@ from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.transition import IllegalTransition
 from schemas.record import WorkRecord
 from schemas.table import WRONG_RESULT, Program, Sample
-from schemas.work import FineTuneWork, PrepareWork, Work
+from schemas.work import FineTuneWork, PrepareWork, UniformWork, Work
 
 Open = Callable[[], Ledger]
 
@@ -132,11 +132,14 @@ class TestContract:
         assert len(ledger.events()) == 1
 
     def test_work_is_stored_once(self, ledger: Ledger) -> None:
-        assert ledger.add_work(record(seconds=1.0))
-        assert not ledger.add_work(record(seconds=9.0))
+        assert ledger.add_work(record(seconds=1.0)) == 1
+        assert ledger.add_work(record(seconds=9.0)) == 0
         assert [item.seconds for item in ledger.all_work()] == [1.0]
+        assert ledger.add_work(record(seconds=9.0), record(UniformWork(fraction=0.5))) == 1
+        assert sorted(item.seconds for item in ledger.all_work()) == [1.0, 1.0]
+        uniform = UniformWork(fraction=0.5).key
         key = PrepareWork().key
-        assert ledger.finished_keys() == {key}
+        assert ledger.finished_keys() == {key, uniform}
         assert ledger.outcomes([key, "unknown"]) == {key: record().outcome}
 
     def test_programs_are_found_by_task_and_device(self, ledger: Ledger) -> None:
@@ -279,6 +282,9 @@ class TestFile:
                 stored.append(work.key)
         assert stored
         assert ledger.finished_keys() == set(stored)
+        with pytest.raises(LedgerFull):
+            ledger.add_work(*(record(UniformWork(fraction=n / 1000)) for n in range(1, 1000)))
+        assert ledger.finished_keys() == set(stored), "all of it or none"
         ledger._db.execute(f"PRAGMA max_page_count = {pages + 100}")
         assert ledger.add_work(record())
         ledger.close()

@@ -49,9 +49,9 @@ class DyingLedger(SqliteLedger):
         self._after()
         return sequence
 
-    def add_work(self, record: WorkRecord) -> bool:
+    def add_work(self, *records: WorkRecord) -> int:
         self._before()
-        added = super().add_work(record)
+        added = super().add_work(*records)
         self._after()
         return added
 

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
-from fleet_world import Rack, batch, build, devices_of, questions
+from fleet_world import Rack, batch, build, devices_of, questions, stretches
 from test_device_support import gone, tree, wait_until
 
 from device_agents.local import DeviceLost, LocalDevice
@@ -67,6 +67,24 @@ def test_a_batch_outlives_a_killed_and_a_frozen_device(libraries: dict[str, Libr
             device.ensure_alive()
         assert wait_until(lambda: rack.free() == 2)
         assert len(devices_of(batch(fleet, libraries, 6))) == 3, "those that came back are used"
+
+
+def test_a_stretch_whose_device_is_killed_begins_anew_on_another(
+    libraries: dict[str, Library],
+) -> None:
+    with Rack() as rack:
+        rack.add(2)
+        fleet = rack.fleet(max_devices=1)
+        answers = []
+        for index, answer in fleet.measure_all(stretches(libraries, count=1, length=4)):
+            answers.append((index, answer))
+            if len(answers) == 2:  # it is in the middle of the third
+                assert isinstance(answer, Measurement)
+                (own,) = (d for d in rack.devices if sorted(d.cores) == mask_of(answer.device))
+                kill(own)
+        assert [index for index, _ in answers] == [0, 1, 0, 2, 3]
+        before, after = devices_of(answers[:2]), devices_of(answers[2:])
+        assert len(before) == len(after) == 1 and before != after
 
 
 def test_when_no_device_is_left_that_is_told(libraries: dict[str, Library]) -> None:

@@ -26,7 +26,7 @@ config = RunConfig(prune={"max_accuracy_drop": 0.5})
 ledger, workers = open_ray(config, Path(sys.argv[1]))
 stray = subprocess.Popen(["sleep", "600"], start_new_session=True)
 if sys.argv[2] == "working":
-    workers.submit(PrepareWork())
+    workers.submit([PrepareWork()])
 print(os.environ[MARK], flush=True)
 sys.stdin.read()
 """

@@ -85,9 +85,9 @@ def export(run_dir: Path) -> Iterator[Finished]:
     final = as_kind(FineTuned, jobs.run(pruning)).network
     worker = TuningWorker(context, tuning_world.TARGET, Table())
     try:
-        tuned = as_kind(Tuned, worker.run(tune_work(2, network=final)))
+        tuned = as_kind(Tuned, worker.run([tune_work(2, network=final)])[0])
         work = ExportWork(target=tuning_world.TARGET, dense=prepared.dense, final=final)
-        exported = as_kind(Exported, worker.run(work))
+        exported = as_kind(Exported, worker.run([work])[0])
     finally:
         worker.close()
     yield Finished(run_dir, networks, prepared.dense, final, tuned, exported)

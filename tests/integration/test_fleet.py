@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tuning_world
-from fleet_world import CONFIG, KEY, Rack, batch, build, devices_of, questions
+from fleet_world import CONFIG, KEY, Rack, batch, build, devices_of, questions, stretches
 from test_device_support import wait_until
 from tuning_world import restarted, tune_work
 
@@ -45,6 +45,16 @@ def test_every_free_device_measures(fleet: Fleet, libraries: dict[str, Library])
     assert sorted(index for index, _ in answers) == list(range(6))
     assert len(devices_of(answers)) == len(fleet.pids) == 2
     assert all(isinstance(answer, Measurement) for _, answer in answers)
+
+
+def test_stretches_are_measured_at_once_each_on_one_device(
+    fleet: Fleet, libraries: dict[str, Library]
+) -> None:
+    batch(fleet, libraries, 2)  # both gauges have been started
+    answers = dict(fleet.measure_all(stretches(libraries, count=2, length=3)))
+    first, second = ([(i, answers[i]) for i in range(start, start + 3)] for start in (0, 3))
+    assert len(devices_of(first)) == len(devices_of(second)) == 1
+    assert devices_of(first) != devices_of(second)
 
 
 def test_gauges_and_sessions_are_kept(

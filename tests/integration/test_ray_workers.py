@@ -152,7 +152,7 @@ def test_an_error_of_a_tuning_workers_start_reaches_the_user_as_it_was(tmp_path:
     worker = actor.options(num_cpus=0).remote(context.model_dump_json(), "host", table)
     work = TuneWork(target="host", network=fake_world.network(), trials_per_task=1)
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
-        ray.get(worker.run.remote(work.model_dump_json()), timeout=60)
+        ray.get(worker.run.remote([work.model_dump_json()]), timeout=60)
     failure = sort_failure(raised.value)
     assert failure.kind == "user_error" and "answers.jsonl" in failure.message
     ray.get(worker.close.remote(), timeout=10)

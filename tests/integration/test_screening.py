@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import tuning_world
-from tuning_world import Table, screen_work, tune_work
+from tuning_world import Table, restarted, screen_work, tune_work
 
 from schemas.table import SHARED_BATCH
-from schemas.work import Screened, ScreeningKind, Tuned
+from schemas.work import Screened, ScreeningKind, ScreenWork, Tuned
 from workers.tuning import screening
 from workers.tuning.screening import Screener
+from workers.tuning.search_jobs import SearchJob
+from workers.tuning.searchers import Searchers
 from workers.tuning.worker import TuningWorker
 
 LAYER, TRIALS = "layer2.0.conv1", 3
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,8 @@ def table(worker: TuningWorker) -> Iterator[Table]:
 
 
 def screen(worker: TuningWorker) -> Screened:
-    return worker._screener.screen(screen_work(LAYER, 16, 8))
+    (found,) = worker._screener.screen([screen_work(LAYER, 16, 8)])
+    return found
 
 
 def searched(table: Table, before: set[str]) -> Counter[str]:
@@ -76,6 +83,103 @@ def test_a_task_without_any_transplant_is_searched(
     found = screen(worker)
     assert not found.refused and found.candidate_ms > 0.0
     assert set(searched(table, before).values()) == {TRIALS}
+
+
+def works(*widths: int) -> list[ScreenWork]:
+    return [screen_work(LAYER, 16, width) for width in widths]
+
+
+def transplants(table: Table, before: set[str]) -> set[str]:
+    new = [p for p in table.all_programs() if p.program_id not in before]
+    return {program.program_id for program in new if program.source == "transplant"}
+
+
+def test_candidates_that_are_screened_together_get_the_transplants_they_would_get_alone(
+    worker: TuningWorker, table: Table
+) -> None:
+    before, dense = known(table), dict(table._programs)
+    together = worker._screener.screen(works(12, 8))
+    moved = transplants(table, before)
+    assert all(not found.refused and found.tuned for found in together)
+    counted = sum(found.tuned.measured_programs for found in together if found.tuned)
+    assert counted == sum(
+        program.measurement is not None and program.program_id not in before
+        for program in table.all_programs()
+    )
+    table._programs.clear()
+    table._programs.update(dense)
+    for work in works(12, 8):
+        worker._screener.screen([work])
+    assert transplants(table, before) == moved
+
+
+def test_a_task_that_several_candidates_have_is_transplanted_for_the_first(
+    worker: TuningWorker, table: Table
+) -> None:
+    before = known(table)
+    work, other = works(8, 8)
+    again = other.candidate.model_copy(update={"candidate_id": "another training"})
+    first, second = worker._screener.screen([work, other.model_copy(update={"candidate": again})])
+    assert first.tuned is not None and second.tuned is not None
+    assert first.tuned.measured_programs > 0
+    assert second.tuned.measured_programs == 0
+    assert second.candidate_ms == first.candidate_ms
+    new = [program for program in table.all_programs() if program.program_id not in before]
+    assert len({program.batch for program in new if program.source == "transplant"}) == 1
+
+
+def test_searches_for_several_candidates_take_turns_and_share_waves(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Screener, "_transplants", lambda *_: [])
+    waves: list[set[str]] = []
+    propose = Searchers.propose
+
+    def watched(self: Searchers, jobs: Sequence[SearchJob], booster: bytes) -> object:
+        waves.append({job.task.task_id for job in jobs})
+        return propose(self, jobs, booster)
+
+    monkeypatch.setattr(Searchers, "propose", watched)
+    monkeypatch.setattr(worker._screener, "_tuner", restarted(worker, rounds_at_once=3))
+    before = known(table)
+    found = worker._screener.screen(works(12, 8))
+    assert all(not one.refused and one.candidate_ms > 0.0 for one in found)
+    counts = searched(table, before)
+    assert set(counts.values()) == {TRIALS}
+    tables = [one.tuned.table for one in found if one.tuned is not None]
+    own = [{task.task_id for task in one.tasks} for one in tables]
+    mixed = [wave for wave in waves if wave - own[0] and wave - own[1]]
+    assert mixed, "tasks of both candidates are searched at once"
+
+
+def test_screenings_that_are_killed_together_go_on_where_they_were(
+    worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "_share_of_origin", lambda programs, origins: 0.9)
+    before, dense = known(table), dict(table._programs)
+    whole = worker._screener.screen(works(12, 8))
+    counts, moved = searched(table, before), transplants(table, before)
+    new = len(table.all_programs()) - len(dense)
+    for stored in (1, len(moved) + 3, new - 1):
+        table._programs.clear()
+        table._programs.update(dense)
+
+        def kill(programs: int, limit: int = len(dense) + stored) -> None:
+            if programs >= limit:
+                raise KilledError
+
+        table.before_add = kill
+        with pytest.raises(KilledError):
+            worker._screener.screen(works(12, 8))
+        kept = known(table)
+        assert len(kept) == len(dense) + stored
+        table.before_add = None
+        again = worker._screener.screen(works(12, 8))
+        assert kept <= known(table) and transplants(table, before) == moved
+        assert searched(table, before) == counts, "as many, so that those were proposed again"
+        for one, other in zip(again, whole, strict=True):
+            assert one.tuned is not None and other.tuned is not None
+            assert one.tuned.measured_programs == other.tuned.measured_programs
 
 
 @pytest.mark.parametrize("slower", [1.0, 100.0])
@@ -119,7 +223,7 @@ def screen_by_search(worker: TuningWorker, by: ScreeningKind) -> Tuned:
     """Cut the last stage's channels, which go through a pooling that has no torch module."""
     work = screen_work("layer2.0.conv2", 16, 8)
     work = work.model_copy(update={"by": by, "trials_per_task": TRIALS})
-    found = worker._screener.screen(work)
+    (found,) = worker._screener.screen([work])
     assert not found.refused and found.tuned is not None
     return found.tuned
 

@@ -66,7 +66,7 @@ class Run:
         """Transplant the layer's program to the pruned network."""
         work = screen_work(LAYER, 16, 8)
         self._tuner()
-        outcome = self._worker._screener.screen(work)
+        (outcome,) = self._worker._screener.screen([work])
         self._note(work, outcome)
         return outcome
 

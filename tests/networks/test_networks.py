@@ -232,7 +232,7 @@ def check_transplants(
         widths_before=tuple(group.channels for group in chosen),
         widths_after=tuple(cut.values()),
     )
-    own.screener.screen(ScreenWork(target=TARGET, candidate=candidate))
+    own.screener.screen([ScreenWork(target=TARGET, candidate=candidate)])
     bundle = own.bundles.of_structure(narrow.structure)
     touched = {name for group in chosen for name in (*group.producers, *group.consumers)}
     stored = own.tuner.stored(bundle)

@@ -83,19 +83,19 @@ class Watched(fake_world.FakeWorkers):
 
     ahead: list[str] = field(default_factory=list)
 
-    def submit(self, work: Work) -> Hashable:
-        if isinstance(work, ScreenWork) and self._trains():
-            self.ahead.append(work.key)
-        return super().submit(work)
+    def submit(self, works: Sequence[Work]) -> Hashable:
+        if isinstance(works[0], ScreenWork) and self._trains():
+            self.ahead += [work.key for work in works]
+        return super().submit(works)
 
     def wait(self, handles: Sequence[Hashable], timeout_s: float) -> list[Finished]:
         slow = (FineTuneWork, PrepareWork, UniformWork)
         return super().wait(
-            sorted(handles, key=lambda handle: isinstance(self._flying[handle], slow)), timeout_s
+            sorted(handles, key=lambda handle: isinstance(self._flying[handle][0], slow)), timeout_s
         )
 
     def _trains(self) -> bool:
-        return any(isinstance(work, FineTuneWork) for work in self._flying.values())
+        return any(isinstance(works[0], FineTuneWork) for works in self._flying.values())
 
 
 def test_a_run_on_other_devices_screens_while_it_trains(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_what_is_not_wanted_any_more_is_not_begun() -> None:
     dispatcher.want_only([*training, *ahead])
     dispatcher.want_only(training)
     dispatcher._begin()
-    assert list(workers._flying.values()) == list(training)
+    assert workers.together == [(work,) for work in training]
 
 
 def test_it_is_found_out_once_for_each_state() -> None:

@@ -11,8 +11,10 @@ import fake_world
 
 from orchestrator.dispatch import GRACE_S, Dispatcher, deadline_s
 from orchestrator.interrupts import EXIT_CODE, Interrupts
+from orchestrator.policies.retry import Failure
 from orchestrator.store.memory import MemoryLedger
-from schemas.work import CompareWork, FineTuneWork, PrepareWork
+from schemas.network import Structure
+from schemas.work import Candidate, CompareWork, FineTuneWork, PrepareWork, ScreenWork, Work
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +73,113 @@ def test_trainings_run_side_by_side_and_device_work_one_by_one() -> None:
     dispatcher.want_only([*training, *device, *training])
     dispatcher._begin()
     flying = list(workers._flying.values())
-    assert flying == [training[0], training[1], device[0], device[2]]
+    assert flying == [(training[0],), (training[1],), (device[0],), (device[2],)]
+
+
+def screenings(target: str, *widths: int) -> list[Work]:
+    parent = fake_world.network()
+    return [
+        ScreenWork(
+            target=target,
+            candidate=Candidate(
+                candidate_id=f"deep {width}",
+                task_id="task",
+                task_name="task",
+                parent=parent,
+                structure=Structure(widths={"deep": width}),
+                groups=("deep",),
+                widths_before=(32,),
+                widths_after=(width,),
+            ),
+        )
+        for width in widths
+    ]
+
+
+def test_screenings_that_a_target_waits_for_are_done_together() -> None:
+    workers, ledger = fake_world.FakeWorkers(), MemoryLedger()
+    now = [0.0]
+    dispatcher = Dispatcher(workers, ledger, fake_world.config(), quiet, clock=lambda: now[0])
+    ours, theirs = screenings("a", 24, 16, 8), screenings("b", 24)
+    dispatcher.want_only([ours[0], *theirs, *ours[1:]])
+    dispatcher._begin()
+    assert workers.together == [tuple(ours), tuple(theirs)]
+    now[0] = 6.0
+    settled = dispatcher.poll(1.0) + dispatcher.poll(1.0)
+    assert {item.key for item in settled} == {work.key for work in (*ours, *theirs)}
+    assert [item.seconds for item in ledger.all_work()] == [2.0, 2.0, 2.0, 6.0]
+
+
+def test_screenings_that_fail_together_are_tried_together_again() -> None:
+    failing = [True]
+
+    def fault(work: Work) -> Failure | None:
+        return Failure(kind="worker_lost", message="killed") if failing[0] else None
+
+    workers, told = fake_world.FakeWorkers(fault=fault), list[str]()
+    now = [0.0]
+    dispatcher = Dispatcher(
+        workers, MemoryLedger(), fake_world.config(), told.append, clock=lambda: now[0]
+    )
+    works = screenings("a", 24, 16)
+    dispatcher.want_only(works)
+    assert dispatcher.poll(1.0) == []
+    assert len(told) == 1
+    failing[0] = False
+    dispatcher.want_only(works)
+    now[0] = 1000.0
+    assert {item.key for item in dispatcher.poll(1.0)} == {work.key for work in works}
+    assert workers.together == [tuple(works)] * 2
+
+
+def test_no_screening_begins_while_another_of_its_target_waits_to_be_tried_again() -> None:
+    """What they find depends on which they are."""
+    workers = fake_world.FakeWorkers(fault=lambda work: Failure(kind="device_lost", message="gone"))
+    now = [0.0]
+    dispatcher = Dispatcher(
+        workers, MemoryLedger(), fake_world.config(), quiet, clock=lambda: now[0]
+    )
+    first, second = screenings("a", 24, 16)
+    dispatcher.want_only([first])
+    dispatcher.poll(1.0)
+    dispatcher.want_only([first, second])
+    dispatcher._begin()
+    assert not dispatcher.busy
+    now[0] = 1000.0
+    dispatcher._begin()
+    assert workers.together == [(first,), (first, second)]
+
+
+def test_screenings_have_the_time_of_all_of_them() -> None:
+    class Silent(fake_world.FakeWorkers):
+        def wait(self, handles: object, timeout_s: float) -> list[object]:  # type: ignore[override]
+            return []
+
+    now = [0.0]
+    workers = Silent()
+    dispatcher = Dispatcher(
+        workers, MemoryLedger(), fake_world.config(), quiet, clock=lambda: now[0]
+    )
+    works = screenings("a", 24, 16)
+    dispatcher.want_only(works)
+    limit_s = sum(deadline_s(work, fake_world.config()) for work in works)
+    for now[0] in (0.0, limit_s):
+        assert dispatcher.poll(1.0) == []
+    now[0] = limit_s + 1.0
+    assert [item.key for item in dispatcher.poll(1.0)] == [work.key for work in works]
+    assert workers.cancelled == works
+
+
+def test_what_nobody_wants_of_screenings_done_together_is_done_with_the_rest() -> None:
+    workers = fake_world.FakeWorkers()
+    dispatcher = Dispatcher(workers, MemoryLedger(), fake_world.config(), quiet)
+    works = screenings("a", 24, 16)
+    dispatcher.want_only(works)
+    dispatcher._begin()
+    dispatcher.abandon(works[:1])
+    assert dispatcher.busy and not workers.cancelled
+    dispatcher.abandon([])
+    assert not dispatcher.busy and workers.cancelled == works
 
 
 def test_a_trainings_deadline_leaves_time_to_wait_for_the_others() -> None:

@@ -89,9 +89,9 @@ class CrashingLedger(SqliteLedger):
         self._maybe(True)
         return sequence
 
-    def add_work(self, record: WorkRecord) -> bool:
+    def add_work(self, *records: WorkRecord) -> int:
         self._maybe(False)
-        added = super().add_work(record)
+        added = super().add_work(*records)
         self._maybe(True)
         return added
 
@@ -177,10 +177,10 @@ def test_the_first_signal_drains_and_saves(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
     class FullLedger(SqliteLedger):
-        def add_work(self, record: WorkRecord) -> bool:
-            if isinstance(record.work, CompareWork):
+        def add_work(self, *records: WorkRecord) -> int:
+            if isinstance(records[0].work, CompareWork):
                 raise LedgerFull("the disk is full")
-            return super().add_work(record)
+            return super().add_work(*records)
 
     workers = fake_world.FakeWorkers()
     with pytest.raises(LedgerFull):

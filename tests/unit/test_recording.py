@@ -20,9 +20,9 @@ from workers.measuring.gauge import (
     OutputCheck,
     ProgramFailed,
     Question,
-    one_by_one,
 )
 from workers.measuring.recording import RecordingGauge, ReplayGauge
+from workers.measuring.stretches import one_by_one
 
 LIBRARY = Library(Path("none.so"))
 IMAGES = np.zeros((2, 1, 2, 2), "float32")
@@ -54,7 +54,7 @@ class FakeGauge:
 
     def measure_all(self, questions: Sequence[Question]) -> Answers:
         """In the opposite order, as several devices may."""
-        answers = dict(one_by_one(self, questions))
+        answers = dict(one_by_one(self.measure, questions))
         for index in sorted(answers, reverse=True):
             yield index, answers[index]
 

@@ -19,8 +19,9 @@ from schemas.config import TuneConfig
 from schemas.table import Measurement, Program
 from workers.compiling.builder import BuildJob, Library
 from workers.measuring.gauge import Answers, ProgramFailed, Question
+from workers.measuring.stretches import one_by_one
 from workers.tuning.stored import as_proposed
-from workers.tuning.trials import Trial, Trials, trial_of
+from workers.tuning.trials import Alongside, Trial, Trials, trial_of
 
 WORKLOAD: Any = SimpleNamespace(
     task=SimpleNamespace(task_id="task"),
@@ -45,6 +46,8 @@ class Gauge:
         return measurement(float(len(self.asked)), device)
 
     def measure_all(self, questions: Sequence[Question]) -> Answers:
+        if self.devices:
+            yield from one_by_one(self.measure, questions)
         for index in self.order:
             if index >= len(questions):
                 raise DeviceLost("none is left")
@@ -75,7 +78,11 @@ def trial_of_a_module() -> Trial:
 
 
 def measure(
-    gauge: Gauge, table: MemoryLedger, names: str, folder: Path, **more: Any
+    gauge: Gauge,
+    table: MemoryLedger,
+    names: str,
+    folder: Path,
+    beside: Library | None = None,
 ) -> list[Program]:
     """Measure a program for each letter; a capital letter is one that did not build."""
     trials = Trials(None, gauge, None, table, TuneConfig(), folder)  # type: ignore[arg-type]
@@ -85,7 +92,7 @@ def measure(
     for library in libraries:
         library.path.touch()
     asked = [trial(name, position) for position, name in enumerate(names)]
-    return trials.measure(asked, libraries, **more)
+    return trials.measure_beside([Alongside(beside, asked, libraries)])
 
 
 @pytest.fixture
@@ -194,7 +201,7 @@ def test_beside_its_origin_a_program_is_measured_on_the_same_device(
     gauge = Gauge(devices=["one", "one", "fails", "one"])
     found = measure(gauge, table, "abc", tmp_path, beside=Library(tmp_path / "origin.so"))
     assert gauge.asked == ["beside:batch:task", "a", "b", "c"]
-    assert [program.beside_ms for program in found] == [1.0, 1.0, 1.0]
+    assert [program.beside_ms for program in found] == [1.0, None, 1.0]
     assert [program.error for program in found] == ["", "it crashed", ""]
 
 
@@ -203,8 +210,8 @@ def test_where_another_device_takes_over_the_origin_is_measured_there_too(
 ) -> None:
     gauge = Gauge(devices=["one", "one", "two", "two", "two"])
     found = measure(gauge, table, "abc", tmp_path, beside=Library(tmp_path / "origin.so"))
-    again = "beside:batch:task:two"
-    assert gauge.asked == ["beside:batch:task", "a", "b", again, "c"]
+    origin = "beside:batch:task"
+    assert gauge.asked == [origin, "a", "b", f"{origin}:two", "c"]
     assert [program.beside_ms for program in found] == [1.0, 4.0, 4.0]
 
 
@@ -212,3 +219,31 @@ def test_no_ratio_is_taken_of_two_devices(table: MemoryLedger, tmp_path: Path) -
     gauge = Gauge(devices=["one", "two", "three"])
     (found,) = measure(gauge, table, "a", tmp_path, beside=Library(tmp_path / "origin.so"))
     assert found.measurement is not None and found.beside_ms is None
+
+
+def test_an_origin_that_does_not_run_is_asked_once(table: MemoryLedger, tmp_path: Path) -> None:
+    gauge = Gauge(devices=["fails", "one", "two"])
+    found = measure(gauge, table, "ab", tmp_path, beside=Library(tmp_path / "origin.so"))
+    assert gauge.asked == ["beside:batch:task", "a", "b"]
+    assert [program.beside_ms for program in found] == [None, None]
+    unbuilt = Library(tmp_path / "origin.so", error="no room")
+    gauge = Gauge(devices=["one", "two"])
+    found = measure(gauge, table, "cd", tmp_path, beside=unbuilt)
+    assert gauge.asked == ["not beside:batch:task", "c", "d"]
+    assert [program.beside_ms for program in found] == [None, None]
+
+
+def test_each_row_is_compared_with_its_own_origin(table: MemoryLedger, tmp_path: Path) -> None:
+    gauge: Any = Gauge(devices=["one"] * 5)
+    trials = Trials(None, gauge, None, table, TuneConfig(), tmp_path)  # type: ignore[arg-type]
+    rows = [
+        Alongside(
+            Library(tmp_path / f"origin-{names}.so"),
+            [replace(trial(name, 0), batch=names) for name in names],
+            [Library(tmp_path / f"{name}.so") for name in names],
+        )
+        for names in ("ab", "c")
+    ]
+    found = trials.measure_beside(rows)
+    assert gauge.asked == ["beside:ab:task", "a", "b", "beside:c:task", "c"]
+    assert [(p.program_id, p.beside_ms) for p in found] == [("a", 1.0), ("b", 1.0), ("c", 4.0)]

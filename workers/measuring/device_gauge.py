@@ -29,8 +29,8 @@ from workers.measuring.gauge import (
     OutputCheck,
     ProgramFailed,
     Question,
-    one_by_one,
 )
+from workers.measuring.stretches import one_by_one
 
 _CORES_WAIT_S = 600.0
 _PROBE_S = 3.0
@@ -147,7 +147,7 @@ class DeviceGauge:
         return self._measurement(answer["run_ms"], answer, self._facts or {})
 
     def measure_all(self, questions: Sequence[Question]) -> Answers:
-        return one_by_one(self, questions)
+        return one_by_one(self.measure, questions)
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
         answer = self._ask_twice(

@@ -25,6 +25,7 @@ from workers.measuring.agents import DeviceAddress
 from workers.measuring.batch import MOST_LOSSES, Batch
 from workers.measuring.device_gauge import DeviceGauge, NoneFree
 from workers.measuring.gauge import Answers, Attribution, OutputCheck, ProgramFailed, Question
+from workers.measuring.stretches import answers_of, stretches_of
 
 _WAIT_S = 1.0
 """How long a gauge asks for a device before it looks whether there still is something to do."""
@@ -58,7 +59,7 @@ class Fleet:
         return self._ask_one(lambda gauge: gauge.measure(key, library))
 
     def measure_all(self, questions: Sequence[Question]) -> Answers:
-        gauges = self._gauges_for(len(questions))
+        gauges = self._gauges_for(len(stretches_of(questions)))
         batch = self._batch = Batch(questions, len(gauges))
         threads = [
             threading.Thread(target=self._serve, args=(gauge, batch), name="gauge", daemon=True)
@@ -71,7 +72,7 @@ class Fleet:
         finally:
             batch.end()
             for thread in threads:
-                thread.join()  # after one question at most, whose time is limited
+                thread.join()  # after two questions at most, whose time is limited
 
     def check(self, key: str, reference: Library, library: Library) -> OutputCheck:
         return self._ask_one(lambda gauge: gauge.check(key, reference, library))
@@ -116,15 +117,15 @@ class Fleet:
     def _new_gauge(self) -> DeviceGauge:
         return DeviceGauge(self._address, self._config, None, None)
 
-    def _gauges_for(self, programs: int) -> list[DeviceGauge]:
-        """Gauges for so many programs: as many as there are devices that we have or that are free.
+    def _gauges_for(self, stretches: int) -> list[DeviceGauge]:
+        """Gauges for so many stretches: as many as there are devices that we have or that are free.
 
         At least one, which waits for a device.
         """
         # Not in place: another thread may ask for ``device_s`` meanwhile.
         self._gauges = sorted(self._gauges, key=lambda one: (not one.is_open, one.pid is None))
         held = sum(gauge.is_open for gauge in self._gauges)
-        wanted = min(programs, self._max_devices, max(1, held + self._free_devices()))
+        wanted = min(stretches, self._max_devices, max(1, held + self._free_devices()))
         while len(self._gauges) < wanted:
             self._gauges.append(self._new_gauge())
         return self._gauges[:wanted]
@@ -137,19 +138,22 @@ class Fleet:
             return 0
 
     def _serve(self, gauge: DeviceGauge, batch: Batch) -> None:
-        """Measure programs of the batch on one device until none is left. Body of a thread."""
+        """Measure stretches of the batch on one device until none is left. Body of a thread."""
         try:
             while self._open(gauge, lambda: batch.is_unfinished):
-                turn = batch.take()
-                if turn is None:
+                stretch = batch.take()
+                if stretch is None:
                     break
-                question = turn.question
+                answered = 0
                 try:
-                    batch.answer(turn, gauge.measure(question.key, question.library))
-                except ProgramFailed as failure:
-                    batch.answer(turn, failure)
+                    for told in answers_of(stretch, gauge.measure):
+                        answered += 1
+                        for index, answer in told:
+                            batch.answer(index, answer)
+                        if not batch.is_unfinished:
+                            break
                 except DeviceLost as loss:
-                    batch.give_back(turn, loss)
+                    batch.give_back(stretch.after(answered), loss)
             batch.leave()
         except DeviceLost as loss:
             batch.leave(loss)

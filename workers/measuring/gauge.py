@@ -41,15 +41,22 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Question:
-    """A program to be timed. ``key`` names the question in a recording."""
+    """A program to be timed. ``key`` names the question in a recording.
+
+    Questions of one ``stretch`` follow each other, and are asked one after the other on one device.
+    The first of them is what the others are compared with: where another device takes over, it is
+    asked again there, and answered before the first of those.
+    """
 
     key: str
     library: Library
+    stretch: int | None = None
 
 
 Answer = Measurement | ProgramFailed
 Answers = Generator[tuple[int, Answer], None, None]
-"""Index and answer of each question. Close it when the rest is not wanted any more."""
+"""Index and answer of each question, of the first of a stretch perhaps several. Close it when the
+rest is not wanted any more."""
 
 
 class Gauge(Protocol):
@@ -73,8 +80,9 @@ class Gauge(Protocol):
     def measure_all(self, questions: Sequence[Question]) -> Answers:
         """Time programs on as many devices as there are; each answer as soon as it is known.
 
-        Gives every question's index once, with its answer. Raises ``DeviceLost`` when no device is
-        left; what was answered until then has been given.
+        Gives every question's index once (of the first of a stretch once more for each device that
+        takes over), with its answer. Raises ``DeviceLost`` when no device is left; what
+        was answered until then has been given.
         """
         ...
 
@@ -118,14 +126,3 @@ class Gauge(Protocol):
     def close(self) -> None:
         """End everything."""
         ...
-
-
-def one_by_one(gauge: Gauge, questions: Sequence[Question]) -> Answers:
-    """``Gauge.measure_all`` of a gauge that has one device."""
-    for index, question in enumerate(questions):
-        answer: Answer
-        try:
-            answer = gauge.measure(question.key, question.library)
-        except ProgramFailed as failure:
-            answer = failure
-        yield index, answer

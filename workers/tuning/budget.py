@@ -6,7 +6,7 @@ other runs' do not. Transplants do not: they are where a search begins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.table import NetworkTable, Program
@@ -39,13 +39,14 @@ class Budget:
             for task in self.table.tasks
         ]
 
-    def total(self) -> int:
-        """Trials over all tasks.
+    def total(self, besides: Collection[str] = ()) -> int:
+        """Trials over all tasks; those ``besides`` are searched for another work.
 
         Where other runs have tuned every task, what one of them had beyond its share is what
         another one lacks: they too gave trials to where they paid.
         """
-        wanted = [task.task_id for task in self.table.tasks if self.wants(task.task_id)]
+        tasks = [task.task_id for task in self.table.tasks if task.task_id not in besides]
+        wanted = [task_id for task_id in tasks if self.wants(task_id)]
         left = [self._left(task_id, self.work.trials_per_task) for task_id in wanted]
         if all(any(program.is_shared for program in self.known[task_id]) for task_id in wanted):
             return max(0, sum(left))

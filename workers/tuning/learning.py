@@ -11,6 +11,7 @@ from tvm.target import Target
 
 from schemas.base import content_key
 from schemas.table import KnownTask, Program, Sample
+from workers.compiling.workload import Workload
 from workers.protocols import ProgramTable
 from workers.tuning.bundle import Bundle
 from workers.tuning.cost_model import RecordModel, booster_of, packed
@@ -49,14 +50,16 @@ class Learning:
         }
         return booster_of(self._model.fitted(records, self._seed))
 
-    def look_at(self, bundle: Bundle, known: Mapping[str, Sequence[Program]]) -> None:
+    def look_at(
+        self, workloads: Mapping[str, Workload], known: Mapping[str, Sequence[Program]]
+    ) -> None:
         """Extract the features of those of the programs that ran and were not learned from yet."""
         unknown = {task_id: self._unknown(programs) for task_id, programs in known.items()}
         unknown = {task_id: programs for task_id, programs in unknown.items() if programs}
         jobs = [
             FeaturesJob(
                 task_id=task_id,
-                module=bundle.workloads[task_id].text,
+                module=workloads[task_id].text,
                 traces=tuple(program.trace for program in programs),
             )
             for task_id, programs in unknown.items()

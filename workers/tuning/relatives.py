@@ -1,4 +1,4 @@
-"""What other tasks of the network have found that a task may try: its siblings' and relatives'.
+"""What other tasks that are searched with it have found and a task may try.
 
 *Siblings* have the same loops, with something else fused behind them: a convolution with a residual
 and one without. *Relatives* have the same loops of other extents: a 3x3 convolution with other

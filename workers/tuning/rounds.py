@@ -1,4 +1,4 @@
-"""The rounds of one unit of work: programs are proposed, built and measured until none are owed."""
+"""The rounds of units of work: programs are proposed, built and measured until none are owed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.tuning.budget import Budget
 from workers.tuning.bundle import Bundle
 from workers.tuning.learning import Learning
 from workers.tuning.relatives import faster_relatives, faster_siblings, siblings
-from workers.tuning.schedule import Schedule, TaskProgress
+from workers.tuning.schedule import Allowance, Schedule, TaskProgress
 from workers.tuning.search_jobs import FoundProgram, SearchJob
 from workers.tuning.searchers import Searchers
 from workers.tuning.stored import fastest
@@ -72,44 +72,60 @@ class _Wave:
 
 
 class Rounds:
-    """Carries out the trials of one unit of work, without a look at what programs compute.
+    """Carries out the trials of units of work, without a look at what programs compute.
 
     Wave after wave of rounds of different tasks, as the schedule has it; one is built, and where
     the device has cores of its own measured, while the next is searched. The rounds of a wave know
-    what was stored before this work and the work's own waves before it, so they propose the same
-    programs when the work is taken up again.
+    what was stored before these works and their own waves before it, so they propose the same
+    programs when the works are taken up again. A task that several works ask for is searched for
+    the first of them.
     """
 
     def __init__(
-        self, means: Searching, work: TuneWork, bundle: Bundle, stored: dict[str, list[Program]]
+        self,
+        means: Searching,
+        works: Sequence[tuple[TuneWork, Bundle]],
+        stored: dict[str, list[Program]],
     ) -> None:
-        """``stored``: task -> all its programs, batch by batch, those of this work among them."""
+        """``stored``: task -> all its programs, batch by batch, those of these works among them."""
         self._means = means
-        self._bundle = bundle
-        self._prefix = f"{work.key}/"
-        self._known, self._done = _split(stored, self._prefix)
-        config = means.config
-        self._budget = Budget(work, bundle.table, self._known, config.min_trials_per_task)
-        self._schedule = Schedule(self._budget.progress(), self._budget.total(), config.round_size)
+        self._workloads = {
+            task_id: workload
+            for _, bundle in works
+            for task_id, workload in bundle.workloads.items()
+        }
+        self._known, self._done = _split(stored, tuple(f"{work.key}/" for work, _ in works))
+        self._prefixes: dict[str, str] = {}  # task -> of its batches, where a work asks for it
+        allowances = [self._allowance(work, bundle) for work, bundle in works]
+        self._schedule = Schedule(allowances, means.config.round_size)
         self._progress = {progress.task_id: progress for progress in self._schedule.tasks}
-        self._catches_up = bool(work.trials)
+        self._catches_up = any(work.trials for work, _ in works)
+        self._count_of_works = len(works)
         self._began, self._device_s = time.monotonic(), means.gauge.device_s
+
+    def _allowance(self, work: TuneWork, bundle: Bundle) -> Allowance:
+        taken = tuple(self._prefixes)
+        budget = Budget(work, bundle.table, self._known, self._means.config.min_trials_per_task)
+        own = [task_id for task_id in bundle.task_ids if budget.wants(task_id)]
+        for task_id in own:
+            self._prefixes.setdefault(task_id, f"{work.key}/")
+        tasks = [
+            one for one in budget.progress() if one.task_id in own and one.task_id not in taken
+        ]
+        return Allowance(tasks, budget.total(besides=taken))
 
     def run(self) -> None:
         """All rounds; each program is stored the moment it is measured."""
         with ThreadPoolExecutor(1, thread_name_prefix="measures") as background:
             self._scheduled(background)
-        for task_id in self._wanted():
+        for task_id in self._prefixes:
             if self._time_is_spent():
                 break
             self._take_over(task_id)
-        for task_id in self._wanted():
+        for task_id in self._prefixes:
             if fastest(self._known[task_id]) is None:
-                self._measure_untuned(self._bundle.workloads[task_id])
+                self._measure_untuned(self._workloads[task_id])
         self._means.gauge.release()
-
-    def _wanted(self) -> list[str]:
-        return [task_id for task_id in self._bundle.task_ids if self._budget.wants(task_id)]
 
     def _scheduled(self, background: ThreadPoolExecutor) -> None:
         in_flight: _Wave | None = None
@@ -143,15 +159,18 @@ class Rounds:
         device_s = self._means.gauge.device_s - self._device_s
         config = self._means.config
         limits = ((wall_s, config.max_s), (device_s, config.max_device_s))
-        return any(limit_s is not None and spent >= limit_s for spent, limit_s in limits)
+        return any(
+            limit_s is not None and spent >= limit_s * self._count_of_works
+            for spent, limit_s in limits
+        )
 
     def _start(self, wanted: Sequence[tuple[TaskProgress, int]], number: int) -> _Wave:
         """Search the tasks, and start building those of the programs not measured yet."""
         means, known = self._means, self._known
-        means.learning.look_at(self._bundle, known)
+        means.learning.look_at(self._workloads, known)
         with means.working():
             booster = means.learning.fitted(known, means.trials.measured_as)
-        workloads = self._bundle.workloads
+        workloads = self._workloads
         jobs = [
             self._job(
                 task.task_id,
@@ -182,7 +201,7 @@ class Rounds:
         *,
         only_adapted: bool = False,
     ) -> SearchJob:
-        workload, config = self._bundle.workloads[task_id], self._means.config
+        workload, config = self._workloads[task_id], self._means.config
         return SearchJob(
             task=workload.task,
             module=workload.text,
@@ -197,7 +216,8 @@ class Rounds:
         )
 
     def _round(self, task_id: str, name: str, found: Sequence[FoundProgram]) -> _Round:
-        workload, batch = self._bundle.workloads[task_id], f"{self._prefix}{task_id[:16]}/{name}"
+        workload = self._workloads[task_id]
+        batch = f"{self._prefixes[task_id]}{task_id[:16]}/{name}"
         trials = [
             Trial(workload, batch, p.program_id, p.trace, p.module, "search", position=position)
             for position, p in enumerate(found)
@@ -211,7 +231,7 @@ class Rounds:
 
     def _take_over(self, task_id: str) -> None:
         """One more program of a task whose sibling has found a faster one since its last round."""
-        examples = faster_siblings(self._bundle.workloads, task_id, self._known)
+        examples = faster_siblings(self._workloads, task_id, self._known)
         if not examples:
             return
         job = self._job(task_id, 1, self._means.seed, examples, only_adapted=True)
@@ -237,23 +257,23 @@ class Rounds:
         if identity in self._done:
             return
         module = str(save_json(self._means.space.replay(workload.module, _UNTUNED).mod))
-        batch = f"{self._prefix}untuned"
+        batch = f"{self._prefixes[workload.task.task_id]}untuned"
         trial = Trial(workload, batch, identity, _UNTUNED, module, "search")
         self._means.trials.measure([trial], self._means.trials.build([trial]).result())
 
 
 def _split(
-    stored: dict[str, list[Program]], prefix: str
+    stored: dict[str, list[Program]], prefixes: tuple[str, ...]
 ) -> tuple[dict[str, list[Program]], dict[str, Program]]:
-    """What was stored before the work whose batches have ``prefix``, and what it stored itself."""
+    """What was stored before the works whose batches have ``prefixes``, and what by themselves."""
     before = {
-        task_id: [p for p in programs if not p.batch.startswith(prefix)]
+        task_id: [p for p in programs if not p.batch.startswith(prefixes)]
         for task_id, programs in stored.items()
     }
     own = {
         p.program_id: p
         for programs in stored.values()
         for p in programs
-        if p.batch.startswith(prefix)
+        if p.batch.startswith(prefixes)
     }
     return before, own

@@ -59,13 +59,34 @@ class TaskProgress:
 
 
 @dataclass
-class Schedule:
-    """The rounds of one network's tuning: who is next, and when it ends."""
+class Allowance:
+    """The trials of one unit of work, over all tasks that are searched for it."""
 
     tasks: Sequence[TaskProgress]
     total: int
-    """Trials of this work, over all tasks."""
+
+    def left(self, planned: Sequence[tuple[TaskProgress, int]]) -> int:
+        """Trials to come, where so many programs of some tasks are planned already."""
+        own = {task.task_id for task in self.tasks}
+        ahead = sum(count for task, count in planned if task.task_id in own)
+        return self.total - sum(task.started for task in self.tasks) - ahead
+
+
+@dataclass
+class Schedule:
+    """The rounds of one or several networks' tuning: who is next, and when it ends.
+
+    Each unit of work has an allowance of its own; of all their tasks, each of which belongs to one,
+    those come first that are owed trials, then those with the most to gain.
+    """
+
+    allowances: Sequence[Allowance]
     round_size: int
+
+    @property
+    def tasks(self) -> list[TaskProgress]:
+        """The tasks of all allowances."""
+        return [task for allowance in self.allowances for task in allowance.tasks]
 
     def next_rounds(self, count: int = 1) -> list[tuple[TaskProgress, int]]:
         """The next ``count`` tasks and how many programs to ask for; fewer, or none, at the end.
@@ -74,32 +95,37 @@ class Schedule:
         """
         chosen: list[tuple[TaskProgress, int]] = []
         while len(chosen) < count:
-            taken = {task.task_id for task, _ in chosen}
-            others = [task for task in self.tasks if task.task_id not in taken]
-            following = self._next_of(others, sum(programs for _, programs in chosen))
+            following = self._following(chosen)
             if following is None:
                 break
             chosen.append(following)
         return chosen
 
-    def _next_of(
-        self, tasks: Sequence[TaskProgress], planned: int
+    def _following(
+        self, chosen: Sequence[tuple[TaskProgress, int]]
     ) -> tuple[TaskProgress, int] | None:
-        """The next one of these tasks, where so many programs are asked of others already."""
-        owing = [t for t in tasks if t.started < t.owed and not t.exhausted]
+        """The next one besides those that are chosen already."""
+        taken = {task.task_id for task, _ in chosen}
+        owing = [
+            task
+            for task in self.tasks
+            if task.task_id not in taken and task.started < task.owed and not task.exhausted
+        ]
         if owing:
             task = min(owing, key=lambda t: t.started // self.round_size)
             return task, min(self.round_size, task.owed - task.started)
-        left = self.total - sum(task.started for task in self.tasks) - planned
-        open_tasks = [
-            task
-            for task in tasks
-            if task.poolable
+        promising = [
+            (task, left)
+            for allowance in self.allowances
+            if (left := allowance.left(chosen)) > 0
+            for task in allowance.tasks
+            if task.task_id not in taken
+            and task.poolable
             and not task.exhausted
             and math.isfinite(task.best_ms())
             and not task.converged(self.round_size)
         ]
-        if left <= 0 or not open_tasks:
+        if not promising:
             return None
-        task = max(open_tasks, key=lambda t: t.expected_gain_ms(self.round_size))
+        task, left = max(promising, key=lambda one: one[0].expected_gain_ms(self.round_size))
         return task, min(self.round_size, left)

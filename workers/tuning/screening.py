@@ -1,17 +1,20 @@
-"""Screening a candidate: its parent's programs transplanted to the new widths and measured.
+"""Screening candidates: their parent's programs transplanted to the new widths and measured.
 
 A handful of builds and some milliseconds of device time for each changed task. A task whose
 transplants are poor, which happens where the vector factor had to change, gets a short search.
 Policies for comparison, and an ablation, have all changed tasks searched instead.
+
+Candidates of a round are screened together: what they need is built as one batch, measured on all
+devices there are, and searched by one schedule.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from schemas.config import TuneConfig
 from schemas.network import Trained
@@ -23,8 +26,33 @@ from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.finalists import THREADS_MATTER_MS
 from workers.tuning.stored import fastest, representatives, task_latency
-from workers.tuning.trials import Counts, Trial, Trials, trial_of
+from workers.tuning.trials import Alongside, Counts, Trial, Trials, trial_of
 from workers.tuning.tuner import Tuner
+
+
+@dataclass(eq=False)
+class _Screening:
+    """A candidate that is being screened.
+
+    ``parents``: the programs of its parent's tasks. ``moved``: the tasks that are transplanted for
+    it -> the parent's tasks they come from. ``search``: what is searched for it.
+    """
+
+    work: ScreenWork
+    parent: Bundle
+    parents: dict[str, list[Program]]
+    bundle: Bundle
+    moved: dict[str, str] = field(default_factory=dict)
+    search: TuneWork | None = None
+
+    @property
+    def is_transplanted(self) -> bool:
+        return self.work.by == "transplant"
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the works under which its programs are stored."""
+        return [self.work.key, *([self.search.key] if self.search else [])]
 
 
 class Screener:
@@ -48,121 +76,153 @@ class Screener:
         self._config = config
         self._working = working
 
-    def screen(self, work: ScreenWork) -> Screened:
-        """Find programs for what the candidate changes, and say how it compares with its parent."""
+    def screen(self, works: Sequence[ScreenWork]) -> list[Screened]:
+        """Find programs for what the candidates change, and say how they compare with their
+        parents."""
         began, device_s = time.monotonic(), self._gauge.device_s
-        counts = self._trials.counts
-        measured, failed = counts.measured, counts.failed
-        candidate = work.candidate
-        with self._working():
-            parent = self._bundles.of_structure(candidate.parent.structure)
-            bundle = self._bundles.of_structure(candidate.structure)
-        parents = self._tuner.stored(parent)
-        before = [self._tuner.begun(bundle, work.key)]
-        if work.by == "transplant":
-            before.append(self._transplanted(work, parent, parents, bundle))
-        else:
-            before.append(self._searched(work, parents, bundle))
+        screenings = [self._screening(work) for work in works]
+        keys = {work.key for work in works}
+        self._transplant([one for one in screenings if one.is_transplanted])
+        for one in screenings:
+            one.search = (
+                self._poor_search(one, keys) if one.is_transplanted else self._whole_search(one)
+            )
+        searches = [(one.search, one.bundle) for one in screenings if one.search is not None]
+        if searches:
+            self._tuner.search_all(searches)
+        counts = self._counts(screenings)
+        for one in screenings:
+            if not one.is_transplanted:
+                self._tuner.check_fastest(one.bundle)
         self._gauge.release()
-        tuned = self._tuner.summary(
-            bundle,
-            measured=counts.measured - measured + sum(counted.measured for counted in before),
-            failed=counts.failed - failed + sum(counted.failed for counted in before),
-            device_s=self._gauge.device_s - device_s,
-            wall_s=time.monotonic() - began,
+        spent = self._gauge.device_s - device_s, time.monotonic() - began
+        return [
+            self._verdict(one, self._tuned(one, own, counts, *spent))
+            for one, own in zip(screenings, counts, strict=True)
+        ]
+
+    def _screening(self, work: ScreenWork) -> _Screening:
+        with self._working():
+            parent = self._bundles.of_structure(work.candidate.parent.structure)
+            bundle = self._bundles.of_structure(work.candidate.structure)
+        return _Screening(work, parent, self._tuner.stored(parent), bundle)
+
+    def _counts(self, screenings: Sequence[_Screening]) -> list[Counts]:
+        """What was measured for each, interrupted attempts included; for equal works once."""
+        counts, counted = [], set[str]()
+        for one in screenings:
+            counts.append(self._tuner.counted(one.bundle, *(set(one.keys) - counted)))
+            counted.update(one.keys)
+        return counts
+
+    def _tuned(
+        self,
+        one: _Screening,
+        own: Counts,
+        counts: Sequence[Counts],
+        device_s: float,
+        wall_s: float,
+    ) -> Tuned:
+        """Its programs, and its share of what all took: by the programs that were tried for it."""
+        tried = sum(each.tried for each in counts)
+        share = own.tried / tried if tried else 1.0 / len(counts)
+        return self._tuner.summary(
+            one.bundle,
+            measured=own.measured,
+            failed=own.failed,
+            device_s=share * device_s,
+            wall_s=share * wall_s,
         )
-        return self._verdict(work, parent, parents, bundle, tuned)
 
-    def _searched(
-        self, work: ScreenWork, parents: dict[str, list[Program]], bundle: Bundle
-    ) -> Counts:
-        """Search the changed tasks, or all of them once more, whoever has searched them before.
-
-        Returns what an interrupted attempt at that had measured.
-        """
-        every = work.by == "search_all"
-        search = TuneWork(
-            target=work.target,
-            network=_network(work),
-            trials_per_task=work.trials_per_task,
+    def _whole_search(self, one: _Screening) -> TuneWork:
+        """Of the changed tasks, or of all of them once more, whoever has searched them before."""
+        every = one.work.by == "search_all"
+        changed = tuple(t for t in one.bundle.task_ids if t not in one.parents)
+        return TuneWork(
+            target=one.work.target,
+            network=_network(one.work),
+            trials_per_task=one.work.trials_per_task,
             added_trials=every,
             counts_shared=not every,
-            tasks=None if every else tuple(t for t in bundle.task_ids if t not in parents),
+            tasks=None if every else changed,
         )
-        before = self._tuner.begun(bundle, search.key)
-        self._tuner.tune_bundle(search, bundle)
-        return before
 
-    def _transplanted(
-        self,
-        work: ScreenWork,
-        parent: Bundle,
-        parents: dict[str, list[Program]],
-        bundle: Bundle,
-    ) -> Counts:
-        own = self._tuner.stored(bundle)
-        tried = []
-        for task_id, parent_id in _origins(parent, bundle).items():
-            earlier = [p for p in own[task_id] if p.batch != work.key and not p.is_shared]
-            if task_id in parents or any(p.source == "transplant" for p in earlier):
-                continue
-            tried.append((task_id, parent_id))
-            workload = bundle.workloads[task_id]
-            trials = self._transplants(workload, parents[parent_id], work.key)
-            known = {program.program_id for program in own[task_id]}
-            trials = [trial for trial in trials if trial.program_id not in known]
-            if trials:
-                self._measure(parent.workloads[parent_id], parents[parent_id], trials)
+    def _transplant(self, screenings: Sequence[_Screening]) -> None:
+        """Build and measure the transplants that these need, each task's for the first one that
+        has it, beside the programs they were taken from."""
+        rows = self._rows(screenings)
+        if not rows:
+            return
+        trials = [trial for origin, moved in rows for trial in (origin, *moved)]
+        libraries = iter(self._trials.build(trials).result())
+        self._trials.measure_beside(
+            [
+                Alongside(next(libraries), moved, [next(libraries) for _ in moved])
+                for _, moved in rows
+            ]
+        )
 
-        if not self._config.retune_trials_per_task:
-            return Counts()
-        return self._search_poor(work, parent, parents, bundle, tried)
+    def _rows(self, screenings: Sequence[_Screening]) -> list[tuple[Trial, list[Trial]]]:
+        """The program that transplants were taken from, and they; a row for each changed task."""
+        keys = {one.work.key for one in screenings}
+        taken: set[str] = set()
+        rows = []
+        for one in screenings:
+            own = self._tuner.stored(one.bundle)
+            for task_id, parent_id in _origins(one.parent, one.bundle).items():
+                earlier = [p for p in own[task_id] if p.batch not in keys and not p.is_shared]
+                if task_id in taken or task_id in one.parents:
+                    continue
+                if any(program.source == "transplant" for program in earlier):
+                    continue
+                taken.add(task_id)
+                one.moved[task_id] = parent_id
+                known = {program.program_id for program in own[task_id]}
+                trials = self._transplants(
+                    one.bundle.workloads[task_id], one.parents[parent_id], one.work.key
+                )
+                trials = [trial for trial in trials if trial.program_id not in known]
+                if trials:
+                    rows.append((self._origin(one, parent_id, trials[0]), trials))
+        return rows
 
-    def _search_poor(
-        self,
-        work: ScreenWork,
-        parent: Bundle,
-        parents: dict[str, list[Program]],
-        bundle: Bundle,
-        tried: list[tuple[str, str]],
-    ) -> Counts:
-        """Search those of the changed tasks (with their parent's) that have no good transplant.
+    def _origin(self, one: _Screening, parent_id: str, trial: Trial) -> Trial:
+        """The program that a transplant was taken from, to be measured once more."""
+        origin = one.parent.workloads[parent_id]
+        taken = next(p for p in one.parents[parent_id] if p.program_id == trial.parent)
+        schedule = self._space.replay(origin.module, taken.trace)
+        return trial_of(origin, trial.batch, schedule, taken.source)
 
-        Returns what an interrupted attempt at that had measured.
+    def _poor_search(self, one: _Screening, keys: Collection[str]) -> TuneWork | None:
+        """Of those of the changed tasks that have no good transplant; None where all have.
+
+        ``keys``: of all works that are done together.
         """
-        own = self._tuner.stored(bundle)
+        if not self._config.retune_trials_per_task:
+            return None
+        own = self._tuner.stored(one.bundle)
         poor = []
-        for task_id, parent_id in tried:
+        for task_id, parent_id in one.moved.items():
             # Whatever else is stored: the verdict stays when the work is taken up again.
-            given = [p for p in own[task_id] if p.batch == work.key or p.is_shared]
-            share = _share_of_origin(given, parents[parent_id])
-            before = parent.workloads[parent_id].task.macs
+            given = [p for p in own[task_id] if p.batch in keys or p.is_shared]
+            share = _share_of_origin(given, one.parents[parent_id])
+            before = one.parent.workloads[parent_id].task.macs
             most = (
-                (1.0 + bundle.workloads[task_id].task.macs / before) / 2.0 if before else math.inf
+                (1.0 + one.bundle.workloads[task_id].task.macs / before) / 2.0
+                if before
+                else math.inf
             )
             if not 0.0 < share <= most:
                 poor.append(task_id)
         if not poor:
-            return Counts()
-        search = TuneWork(
-            target=work.target,
-            network=_network(work),
+            return None
+        return TuneWork(
+            target=one.work.target,
+            network=_network(one.work),
             trials_per_task=self._config.retune_trials_per_task,
             added_trials=True,
             tasks=tuple(poor),
         )
-        before = self._tuner.begun(bundle, search.key)
-        self._tuner.search(search, bundle)
-        return before
-
-    def _measure(self, origin: Workload, programs: list[Program], trials: list[Trial]) -> None:
-        """Measure transplants beside the program they were taken from."""
-        taken = next(program for program in programs if program.program_id == trials[0].parent)
-        schedule = self._space.replay(origin.module, taken.trace)
-        again = trial_of(origin, trials[0].batch, schedule, taken.source)
-        beside, *libraries = self._trials.build([again, *trials]).result()
-        self._trials.measure(trials, libraries, beside=beside)
-        beside.path.unlink(missing_ok=True)
 
     def _transplants(self, workload: Workload, programs: list[Program], batch: str) -> list[Trial]:
         """Variants of the parent's fastest program; where its vector factor does not divide the new
@@ -198,19 +258,13 @@ class Screener:
                 ]
         return []
 
-    def _verdict(
-        self,
-        work: ScreenWork,
-        parent: Bundle,
-        parents: dict[str, list[Program]],
-        bundle: Bundle,
-        tuned: Tuned,
-    ) -> Screened:
+    def _verdict(self, one: _Screening, tuned: Tuned) -> Screened:
+        parent, parents, bundle = one.parent, one.parents, one.bundle
         by_themselves = {
             task_id: task_latency(task_id, programs).latency_ms
             for task_id, programs in parents.items()
         }
-        costs = {**by_themselves, **work.costs_ms}
+        costs = {**by_themselves, **one.work.costs_ms}
         parent_ms = sum(costs[task_id] * parent.table.weight(task_id) for task_id in parents)
         found = self._tuner.stored(bundle)
         origins = _origins(parent, bundle)
@@ -231,7 +285,7 @@ class Screener:
         ]
         names = [bundle.workloads[task_id].task.name for task_id in missing]
         return Screened(
-            candidate_id=work.candidate.candidate_id,
+            candidate_id=one.work.candidate.candidate_id,
             tuned=tuned,
             refused=f"no transplant of {', '.join(names)} runs" if names else "",
             parent_ms=parent_ms,

@@ -7,7 +7,7 @@ is known, so that a run that is killed repeats none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,9 +29,6 @@ from workers.protocols import ProgramTable
 
 _TOLERANCE = 1e-3
 _MORE_TIME = 6
-
-_Answers = Generator[tuple[int, Answer, float | None], None, None]
-"""Index of a trial, its answer, and the latency of the program it was measured beside, in ms."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,46 @@ def trial_of(
     return Trial(workload, batch, identity, trace, str(save_json(schedule.mod)), source)
 
 
+@dataclass(frozen=True)
+class Alongside:
+    """Trials and their libraries; ``beside``: of the program they are measured beside, if any."""
+
+    beside: Library | None
+    trials: Sequence[Trial]
+    libraries: Sequence[Library]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A question about a trial of a row, or (None) about the program the row is measured beside."""
+
+    row: int
+    trial: Trial | None
+    question: Question
+
+
+def _items(number: int, row: Alongside) -> Iterator[_Item]:
+    stretch = None
+    if row.beside is not None and row.trials:
+        first = row.trials[0]
+        key = f"beside:{first.batch}:{first.workload.task.task_id}"
+        stretch = None if row.beside.error else number
+        yield _Item(number, None, Question(key, row.beside, stretch))
+    for trial, library in zip(row.trials, row.libraries, strict=True):
+        yield _Item(number, trial, Question(trial.program_id, library, stretch))
+
+
 @dataclass
 class Counts:
     """What a unit of work cost."""
 
     measured: int = 0
     failed: int = 0
+
+    @property
+    def tried(self) -> int:
+        """Programs that ran and programs that did not."""
+        return self.measured + self.failed
 
 
 class Trials:
@@ -116,36 +147,45 @@ class Trials:
 
         return self._thread.submit(build)
 
-    def measure(
-        self,
-        trials: Sequence[Trial],
-        libraries: Sequence[Library],
-        *,
-        beside: Library | None = None,
-    ) -> list[Program]:
+    def measure(self, trials: Sequence[Trial], libraries: Sequence[Library]) -> list[Program]:
         """Measure the programs on all devices there are, and store each as soon as it is known.
 
         They may be of several tasks and batches. Returned are they in the order of the trials.
-        Outputs are not compared here: see ``check``. ``beside`` is a library measured first, on the
-        same stretch of one device, which measures all of them: what differs between devices and
-        drifts on one between two stretches cancels out of the programs' ratios to it.
+        Outputs are not compared here: see ``check``.
         """
-        if not trials:
+        return self.measure_beside([Alongside(None, trials, libraries)])
+
+    def measure_beside(self, rows: Sequence[Alongside]) -> list[Program]:
+        """Measure rows of programs, each row on one device beside a program of its own.
+
+        That one is measured first on the same stretch of the device: what differs between devices
+        and drifts on one between two stretches cancels out of the programs' ratios to it. Rows are
+        measured on all devices there are. Stored and returned as ``measure`` does.
+        """
+        items = [item for number, row in enumerate(rows) for item in _items(number, row)]
+        if all(item.trial is None for item in items):
             return []
-        programs: dict[int, Program] = {}
+        asked = [item for item in items if not item.question.library.error]
+        programs: dict[int, Program] = {}  # by id of the item
+        beside_ms: dict[tuple[int, str], float] = {}  # row, device
         with self._gauge.alone():
-            if beside is None:
-                answers = self._together(trials, libraries)
-            else:
-                key = f"beside:{trials[0].batch}:{trials[0].workload.task.task_id}"
-                answers = self._beside(trials, libraries, key, beside)
-            with closing(answers):
-                for index, answer, beside_ms in answers:
-                    program = self._program(trials[index], answer, beside_ms)
-                    self._table.add_programs([program])
-                    programs[index] = program
-                    libraries[index].path.unlink(missing_ok=True)
-        return [programs[index] for index in sorted(programs)]
+            for item in items:
+                if item.question.library.error:
+                    failed = self._not_asked(item.question.key, item.question.library)
+                    if item.trial is not None:
+                        programs[id(item)] = self._stored(item, item.trial, failed, None)
+            with closing(self._gauge.measure_all([item.question for item in asked])) as answers:
+                for index, answer in answers:
+                    item = asked[index]
+                    place = (item.row, answer.device if isinstance(answer, Measurement) else "")
+                    if item.trial is not None:
+                        before = beside_ms.get(place)
+                        programs[id(item)] = self._stored(item, item.trial, answer, before)
+                    elif isinstance(answer, Measurement):
+                        beside_ms[place] = answer.latency_ms
+        for item in items:
+            item.question.library.path.unlink(missing_ok=True)
+        return [programs[id(item)] for item in items if id(item) in programs]
 
     def check(self, suspects: Sequence[tuple[Workload, Program]]) -> list[Program]:
         """Compare programs with the untuned ones on random inputs; store and return the verdicts.
@@ -202,44 +242,17 @@ class Trials:
             libraries[position] = library
         return libraries
 
-    def _together(self, trials: Sequence[Trial], libraries: Sequence[Library]) -> _Answers:
-        """Ask for all programs that were built at once; answers come in any order."""
-        built = [index for index, library in enumerate(libraries) if not library.error]
-        for index in sorted(set(range(len(trials))) - set(built)):
-            yield index, self._not_asked(trials[index].program_id, libraries[index]), None
-        questions = [Question(trials[index].program_id, libraries[index]) for index in built]
-        with closing(self._gauge.measure_all(questions)) as answers:
-            for number, answer in answers:
-                yield built[number], answer, None
-
-    def _beside(
-        self, trials: Sequence[Trial], libraries: Sequence[Library], key: str, beside: Library
-    ) -> _Answers:
-        """Ask for one program after the other, each beside ``beside`` on the same device.
-
-        Should another device take over, ``beside`` is measured there too.
-        """
-        reference = self._answer(key, beside)
-        for index, (trial, library) in enumerate(zip(trials, libraries, strict=True)):
-            answer = self._answer(trial.program_id, library)
-            if isinstance(answer, Measurement) and _on_two_devices(answer, reference):
-                reference = self._answer(f"{key}:{answer.device}", beside)
-            beside_ms = None
-            if isinstance(reference, Measurement) and not _on_two_devices(answer, reference):
-                beside_ms = reference.latency_ms
-            yield index, answer, beside_ms
-
-    def _answer(self, key: str, library: Library) -> Answer:
-        if library.error:
-            return self._not_asked(key, library)
-        try:
-            return self._gauge.measure(key, library)
-        except ProgramFailed as failure:
-            return failure
-
     def _not_asked(self, key: str, library: Library) -> ProgramFailed:
         self._gauge.not_asked(key, library.error)
         return ProgramFailed(library.error)
+
+    def _stored(
+        self, item: _Item, trial: Trial, answer: Answer, beside_ms: float | None
+    ) -> Program:
+        program = self._program(trial, answer, beside_ms)
+        self._table.add_programs([program])
+        item.question.library.path.unlink(missing_ok=True)
+        return program
 
     def _program(self, trial: Trial, answer: Answer, beside_ms: float | None) -> Program:
         failed = isinstance(answer, ProgramFailed)
@@ -283,9 +296,3 @@ class Trials:
         with self._serial_lock:
             self._serial += 1
             return self._scratch / f"{kind}-{self._serial}.so"
-
-
-def _on_two_devices(one: Answer, other: Answer) -> bool:
-    if isinstance(one, ProgramFailed) or isinstance(other, ProgramFailed):
-        return False
-    return one.device != other.device

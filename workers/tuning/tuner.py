@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from schemas.config import TuneConfig
@@ -72,7 +72,7 @@ class Tuner:
         began, device_s = time.monotonic(), self._gauge.device_s
         counts = self._trials.counts
         measured, failed = counts.measured, counts.failed
-        before = self.begun(bundle, work.key)
+        before = self.counted(bundle, work.key)
         self.search(work, bundle)
         self.check_fastest(bundle)
         return self.summary(
@@ -83,8 +83,8 @@ class Tuner:
             wall_s=time.monotonic() - began,
         )
 
-    def begun(self, bundle: Bundle, *keys: str) -> Counts:
-        """What earlier attempts at works of these keys, which were interrupted, have measured."""
+    def counted(self, bundle: Bundle, *keys: str) -> Counts:
+        """What has been measured so far by works of these keys, interrupted attempts included."""
         programs = [
             program
             for own in self.stored(bundle).values()
@@ -130,7 +130,14 @@ class Tuner:
 
     def search(self, work: TuneWork, bundle: Bundle) -> None:
         """The trials of ``work``, without a look at what the fastest programs compute."""
-        Rounds(self._searching, work, bundle, self.stored(bundle)).run()
+        self.search_all([(work, bundle)])
+
+    def search_all(self, works: Sequence[tuple[TuneWork, Bundle]]) -> None:
+        """``search`` of several networks: their tasks take turns, and learn from one another."""
+        stored: dict[str, list[Program]] = {}
+        for _, bundle in works:
+            stored |= self.stored(bundle)
+        Rounds(self._searching, works, stored).run()
 
     def check_fastest(self, bundle: Bundle, count: int = 1) -> None:
         """Compare each task's fastest program with the untuned one, until it is a right one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,15 @@ class TuningWorker:
             Path(context.run_dir), target, networks, bundles, self._tuner, self._libraries, gauge
         )
 
-    def run(self, work: Work) -> Outcome:
-        """Carry out one unit of work."""
+    def run(self, works: Sequence[Work]) -> list[Outcome]:
+        """Carry out units of work: screenings together, others one after the other."""
+        screenings = [work for work in works if isinstance(work, ScreenWork)]
+        screened = iter(self._screener.screen(screenings) if screenings else ())
+        return [next(screened) if isinstance(w, ScreenWork) else self._one(w) for w in works]
+
+    def _one(self, work: Work) -> Outcome:
         if isinstance(work, TuneWork):
             return self._tuned(work)
-        if isinstance(work, ScreenWork):
-            return self._screener.screen(work)
         if isinstance(work, CompareWork):
             return self._libraries.compare(work)
         if isinstance(work, ExportWork):
