@@ -31,8 +31,17 @@ class GroupWidths(Schema):
     reason: str = Field(default="", description="Why there is no width.")
 
 
-def group_widths(group: ChannelGroup, current: int, tuned: Tuned, least: int) -> GroupWidths:
-    """The structure-preserving widths of a group below its current one, down to ``least``."""
+_FINE_STEPS = 4
+"""So many lie between a width and none where finer ones than the programs' are asked for."""
+
+
+def group_widths(
+    group: ChannelGroup, current: int, tuned: Tuned, least: int, *, finer: bool = False
+) -> GroupWidths:
+    """The structure-preserving widths of a group below its current one, down to ``least``.
+
+    ``finer``: where they are further apart than a quarter of the current width, those in between.
+    """
     refusal = _unknown_program(group, tuned)
     if refusal:
         return GroupWidths(
@@ -43,10 +52,21 @@ def group_widths(group: ChannelGroup, current: int, tuned: Tuned, least: int) ->
     for other in _other_units(group, tuned):
         if not widths:
             unit, widths = other, multiples_between(other, max(other, least), current)
+    fine = _fine_unit(group.divisor, current)
+    if finer and fine < unit:
+        unit, widths = fine, multiples_between(fine, max(fine, least), current)
     reason = "" if widths else f"no multiple of {unit} from {least} to below {current} channels"
     return GroupWidths(
         group_id=group.group_id, current=current, unit=unit, widths=widths, reason=reason
     )
+
+
+def _fine_unit(divisor: int, current: int) -> int:
+    """The largest power of two of ``divisor`` channels that is at most a quarter of ``current``."""
+    unit = divisor
+    while 2 * unit * _FINE_STEPS <= current:
+        unit *= 2
+    return unit
 
 
 def tenths(group: ChannelGroup, current: int, tuned: Tuned, least: int) -> GroupWidths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
 from orchestrator.states import RankedTask
 from orchestrator.widths import GroupWidths, group_widths, least_width, tenths
@@ -45,10 +46,19 @@ def groups_behind(
 
 
 def open_groups(
-    groups: Sequence[ChannelGroup], structure: Structure, tuned: Tuned, config: PruneConfig
+    groups: Sequence[ChannelGroup],
+    structure: Structure,
+    tuned: Tuned,
+    config: PruneConfig,
+    *,
+    finer: bool = False,
 ) -> tuple[list[GroupWidths], list[str]]:
-    """The groups that have a width left, with their widths; why the others have none."""
-    widths_of = tenths if "structure" in config.without else group_widths
+    """The groups that have a width left, with their widths; why the others have none.
+
+    ``finer``: also widths between those that keep the programs' structure, where these are far
+    apart.
+    """
+    widths_of = tenths if "structure" in config.without else partial(group_widths, finer=finer)
     found = [
         widths_of(
             group,

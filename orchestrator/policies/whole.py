@@ -1,10 +1,11 @@
 """Cuts of the whole network: where to prune how much, so that most latency goes for least loss.
 
-All widths keep the structure of the programs. Which group gives up its next unit is decided by the
-latency that goes with it, as the measured programs and a fit of call costs tell, over the rise of
-the loss that is expected: a knapsack filled greedily, after Shen et al., Structural Pruning via
-Latency-Saliency Knapsack (HALP, NeurIPS 2022), section 3. How deep the cut may be is found out by
-halving, on a scale of ratios.
+The first cuts keep the structure of the programs. At the floor, which is where a cut has been lost,
+the widths of narrow layers that do are too far apart: those in between are tried, too. Which group
+gives up its next unit is decided by the latency that goes with it, as the measured programs and a
+fit of call costs tell, over the rise of the loss that is expected: a knapsack filled greedily,
+after Shen et al., Structural Pruning via Latency-Saliency Knapsack (HALP, NeurIPS 2022), section 3.
+How deep the cut may be is found out by halving, on a scale of ratios.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def whole_cuts(view: View) -> list[Candidate]:
     dense = {group.group_id: group.channels for group in groups}
     if not view.sensitivities:
         return []
-    found, _ = open_groups(_cuttable(view), current.structure, view.programs, view.config)
+    lost = bool(_lost_whole_cuts(view.search.decisions))
+    found, _ = open_groups(
+        _cuttable(view), current.structure, view.programs, view.config, finer=lost
+    )
     widths = _widths(view, current.structure)
     sites = Sites(view.programs, groups, widths, CallCosts(view.samples))
     found = [_without(group, _not_faster(view.search.decisions)) for group in found]
