@@ -36,9 +36,10 @@ def view(
     recovered_after: int = 0,
     losses: dict[str, float] | None = None,
     per_round: int = 3,
+    unit: int = UNIT,
 ) -> View:
     network = fake_world.network(structure)
-    tuned = fake_world.tuned(network.structure, "host", unit=UNIT)
+    tuned = fake_world.tuned(network.structure, "host", unit=unit)
     costs = dict.fromkeys(fake_world.LAYERS, 1.0) if losses is None else losses
     return View(
         search=fake_world.search(network, decisions=decisions, recovered_after=recovered_after),
@@ -139,6 +140,18 @@ def test_after_a_loss_the_next_cut_lies_half_way_on_a_scale_of_ratios() -> None:
     assert kept(between) <= math.sqrt(kept(first))
     (closer,) = whole_cuts(view(lost(first), lost(between)))
     assert kept(closer) > kept(between)
+
+
+def test_where_a_cut_was_lost_narrow_groups_have_widths_between_the_programs() -> None:
+    """A half of a group at once is too much at the floor."""
+    first = whole_cuts(view(unit=16))
+    assert all(width % 16 == 0 for cut in first for width in cut.structure.widths.values())
+    (between,) = whole_cuts(view(*map(lost, first), unit=16))
+    assert all(width % 8 == 0 for width in between.structure.widths.values())
+    assert any(width % 16 for width in between.structure.widths.values())
+    screened = lost(first[0]).model_copy(update={"fine_tune_key": None, "not_faster": True})
+    again = whole_cuts(view(screened, unit=16))
+    assert all(width % 16 == 0 for cut in again for width in cut.structure.widths.values())
 
 
 def test_widths_that_were_no_faster_by_themselves_are_left_out() -> None:

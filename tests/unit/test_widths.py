@@ -171,3 +171,31 @@ def test_other_units_are_the_multiples_of_every_choice(choices: list[list[int]])
 def test_other_units_of_many_programs_are_found_at_once() -> None:
     choices = [tuple(n * part for part in range(1, 11)) for n in (1, 2, 4, 8) * 10]
     assert len(_units(group(512), choices)) < 1000, "of 10 to the power of 40 choices"
+
+
+def test_between_widths_that_are_far_apart_there_are_finer_ones() -> None:
+    tuned = world({"stem": (2, 16), "flat": (4, 8)})
+    coarse, fine = (
+        group_widths(group(32), 32, tuned, least=1, finer=finer) for finer in (False, True)
+    )
+    assert (coarse.unit, coarse.widths) == (16, (16,))
+    assert (fine.unit, fine.widths) == (8, (24, 16, 8))
+    narrow = group_widths(group(32), 7, tuned, least=3, finer=True)
+    assert (narrow.unit, narrow.widths) == (1, (6, 5, 4, 3))
+    in_blocks = group_widths(group(36, divisor=3), 24, tuned, least=1, finer=True)
+    assert (in_blocks.unit, in_blocks.widths) == (6, (18, 12, 6))
+
+
+def test_where_the_programs_widths_are_close_there_are_no_finer_ones() -> None:
+    tuned = world({"stem": (16, 16), "flat": (8, 8)})
+    for current in (256, 64):
+        coarse, fine = (
+            group_widths(group(256), current, tuned, least=1, finer=finer)
+            for finer in (False, True)
+        )
+        assert fine == coarse and coarse.unit == 16
+
+
+def test_a_group_whose_programs_are_not_known_has_no_finer_widths() -> None:
+    tuned = world({"stem": (2, 16), "flat": (4, 8)}, lost="flat")
+    assert group_widths(group(32), 32, tuned, least=1, finer=True).widths == ()
