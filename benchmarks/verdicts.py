@@ -23,6 +23,7 @@ from code_parts.ours import Compiled, compiled
 from device_agents.host_facts import allowed_cores, cpu_model
 from orchestrator.policies.gates import latency_gate
 from schemas.config import MeasureConfig, PruneConfig, TuneConfig
+from workers.measuring.gauge import Gauge
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to
 from workers.training.small_resnet import small_resnet
@@ -76,20 +77,21 @@ def main() -> None:
             libraries[name] = root / f"{len(libraries)}.so"
             with library_of(name) as found:
                 libraries[name].write_bytes(found.path.read_bytes())
-        with library_of("itself") as reference:
+        itself, shape = libraries["itself"], tuple(image.shape)
+        with library_of("itself") as found:  # for its device: compiled anew it may be another one
             for name, library in libraries.items():
-                differing[name] = _repeat(reference, name, library, tuple(image.shape), times)
+                differing[name] = _repeat(found.gauge, name, (itself, library), shape, times)
     print(json.dumps({"repetitions": times, "verdicts_that_differ": differing}))
 
 
 def _repeat(
-    reference: Compiled, name: str, library: Path, shape: tuple[int, ...], times: int
+    gauge: Gauge, name: str, libraries: tuple[Path, Path], shape: tuple[int, ...], times: int
 ) -> int:
     """Compare so often; the verdicts that are not those of most."""
     prune = PruneConfig(max_accuracy_drop=1.0)
     passed, ratios, pairs = [], [], []
     for repetition in range(times):
-        found = reference.gauge.compare(f"{name}/{repetition}", reference.path, library, shape)
+        found = gauge.compare(f"{name}/{repetition}", *libraries, shape)
         verdict = latency_gate(found, prune.step_latency_ratio, prune.confidence)
         passed.append(verdict.passed)
         ratios.append(verdict.ratio)
