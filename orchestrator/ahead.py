@@ -3,7 +3,8 @@
 Most trainings lose too much accuracy. While a target's candidates are trained, those of the round
 that follows such a loss are screened on its device. They are ordinary work with ordinary keys: when
 the state machine comes to ask for them, they are there; otherwise the device was idle anyway, and
-no budget counts them.
+no budget counts them. They are a whole round, done together as they would be later: a candidate
+that keeps its accuracy after all waits for the rest of it before it is compared.
 """
 
 from __future__ import annotations

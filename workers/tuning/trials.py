@@ -165,27 +165,29 @@ class Trials:
         items = [item for number, row in enumerate(rows) for item in _items(number, row)]
         if all(item.trial is None for item in items):
             return []
-        asked = [item for item in items if not item.question.library.error]
-        programs: dict[int, Program] = {}  # by id of the item
+        asked = [n for n, item in enumerate(items) if not item.question.library.error]
+        programs: dict[int, Program] = {}  # by the item's number
         beside_ms: dict[tuple[int, str], float] = {}  # row, device
         with self._gauge.alone():
-            for item in items:
+            for number, item in enumerate(items):
                 if item.question.library.error:
                     failed = self._not_asked(item.question.key, item.question.library)
                     if item.trial is not None:
-                        programs[id(item)] = self._stored(item, item.trial, failed, None)
-            with closing(self._gauge.measure_all([item.question for item in asked])) as answers:
+                        programs[number] = self._stored(item, item.trial, failed, None)
+            questions = [items[number].question for number in asked]
+            with closing(self._gauge.measure_all(questions)) as answers:
                 for index, answer in answers:
-                    item = asked[index]
+                    item = items[asked[index]]
                     place = (item.row, answer.device if isinstance(answer, Measurement) else "")
                     if item.trial is not None:
                         before = beside_ms.get(place)
-                        programs[id(item)] = self._stored(item, item.trial, answer, before)
+                        programs[asked[index]] = self._stored(item, item.trial, answer, before)
                     elif isinstance(answer, Measurement):
                         beside_ms[place] = answer.latency_ms
-        for item in items:
-            item.question.library.path.unlink(missing_ok=True)
-        return [programs[id(item)] for item in items if id(item) in programs]
+        for row in rows:
+            if row.beside is not None:
+                row.beside.path.unlink(missing_ok=True)
+        return [programs[number] for number in sorted(programs)]
 
     def check(self, suspects: Sequence[tuple[Workload, Program]]) -> list[Program]:
         """Compare programs with the untuned ones on random inputs; store and return the verdicts.
