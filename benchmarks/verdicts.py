@@ -24,6 +24,7 @@ from device_agents.host_facts import allowed_cores, cpu_model
 from orchestrator.policies.gates import latency_gate
 from schemas.config import MeasureConfig, PruneConfig, TuneConfig
 from workers.measuring.gauge import Gauge
+from workers.measuring.occasions import compare_until_sure
 from workers.pruning.groups import channel_groups
 from workers.pruning.surgery import prune_to
 from workers.training.small_resnet import small_resnet
@@ -91,7 +92,7 @@ def _repeat(
     prune = PruneConfig(max_accuracy_drop=1.0)
     passed, ratios, pairs = [], [], []
     for repetition in range(times):
-        found = gauge.compare(f"{name}/{repetition}", *libraries, shape)
+        found = compare_until_sure(gauge, f"{name}/{repetition}", *libraries, shape)
         verdict = latency_gate(found, prune.step_latency_ratio, prune.confidence)
         passed.append(verdict.passed)
         ratios.append(verdict.ratio)

@@ -279,4 +279,7 @@ def with_decisions(found: Search, decisions: Sequence[Decision]) -> Search:
 def cut(candidate: Candidate) -> str:
     """The change of widths, for people."""
     before, after = candidate.widths_before, candidate.widths_after
-    return ", ".join(f"{old}->{new}" for old, new in zip(before, after, strict=True))
+    return ", ".join(
+        f"{old}->{new or 'none (its block is taken out)'}"
+        for old, new in zip(before, after, strict=True)
+    )

@@ -163,7 +163,7 @@ class FineTuneConfig(Section):
 
 
 PolicyName = Literal["parallel", "paper", "predictor", "uniform", "global", "netadapt", "original"]
-LeftOut = Literal["structure", "transplants", "associated"]
+LeftOut = Literal["structure", "transplants", "associated", "blocks"]
 
 
 class PruneConfig(Section):
@@ -248,7 +248,8 @@ class PruneConfig(Section):
         default_factory=list,
         description="For ablations, parts of the method that are left out. structure: widths are "
         "tenths of the dense ones. transplants: candidates' changed tasks are searched anew. "
-        "associated: of the groups behind a task only the first is pruned.",
+        "associated: of the groups behind a task only the first is pruned. blocks: none is taken "
+        "out whole.",
     )
 
     @model_validator(mode="after")

@@ -34,6 +34,20 @@ class ChannelGroup(Schema):
         return max(1, round(self.channels // self.divisor * fraction)) * self.divisor
 
 
+class Block(Schema):
+    """A part of the network that adds to its input; taken out, its input goes on unchanged."""
+
+    block_id: str = Field(description="Module name.")
+    groups: tuple[str, ...] = Field(
+        min_length=1,
+        description="Prunable channel groups that are computed inside it alone. None has channels "
+        "where it is taken out.",
+    )
+    layers: tuple[str, ...] = Field(
+        description="Module names of its convolutions and linear layers."
+    )
+
+
 class Sensitivity(Schema):
     """What removing channels of one group would cost a trained network, estimated."""
 
@@ -58,8 +72,15 @@ class Structure(Schema):
     """A pruned network's structure: the width of every group that is not dense."""
 
     widths: dict[str, int] = Field(
-        default_factory=dict, description="group_id -> kept channels; a group not named is dense."
+        default_factory=dict,
+        description="group_id -> kept channels; a group not named is dense. 0: the block that "
+        "computes it is taken out.",
     )
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """The groups whose block is taken out."""
+        return frozenset(group for group, width in self.widths.items() if width == 0)
 
     def with_widths(self, widths: dict[str, int]) -> Structure:
         """This structure with the given groups' widths replaced."""

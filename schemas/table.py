@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import accumulate
 from typing import Literal
 
 from pydantic import Field
@@ -184,3 +186,18 @@ class Comparison(Schema):
     candidate_ms: tuple[float, ...] = Field(min_length=1)
     reference: Measurement
     candidate: Measurement
+    occasions: tuple[int, ...] = Field(
+        default=(),
+        description="Pairs of each occasion on which both networks were loaded anew, in order; "
+        "none: all are of one.",
+    )
+
+    @property
+    def log_ratios(self) -> tuple[tuple[float, ...], ...]:
+        """ln(candidate / reference) of the pairs of each occasion."""
+        pairs = zip(self.reference_ms, self.candidate_ms, strict=True)
+        logs = [math.log(candidate / reference) for reference, candidate in pairs]
+        ends = list(accumulate(self.occasions or (len(logs),)))
+        return tuple(
+            tuple(logs[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)
+        )

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from schemas.base import Schema, Timed, content_key
-from schemas.network import ChannelGroup, NetworkInfo, Sensitivity, Structure, Trained
+from schemas.network import Block, ChannelGroup, NetworkInfo, Sensitivity, Structure, Trained
 from schemas.table import Comparison, KnownTask, Measurement, NetworkTable
 
 
@@ -167,6 +167,9 @@ class Prepared(Schema):
     kind: Literal["prepared"] = "prepared"
     dense: Trained
     groups: tuple[ChannelGroup, ...]
+    blocks: tuple[Block, ...] = Field(
+        default=(), description="Residual blocks, for the policies that take them out."
+    )
     ladder: tuple[Structure, ...] = Field(
         default=(),
         description="For the policy global: ever narrower structures, by the importance of "
@@ -175,6 +178,35 @@ class Prepared(Schema):
     sensitivities: tuple[Sensitivity, ...] = Field(
         default=(), description="Of the prunable groups, for the policies that use them."
     )
+
+    def groups_in(self, structure: Structure) -> tuple[ChannelGroup, ...]:
+        """The groups that a network of this structure has, without the layers of the blocks that
+        were taken out."""
+        gone = structure.gone
+        absent = {
+            layer
+            for block in self.blocks
+            if gone.intersection(block.groups)
+            for layer in block.layers
+        }
+        if not absent:
+            return self.groups
+        left = (
+            group.model_copy(
+                update={
+                    "producers": tuple(n for n in group.producers if n not in absent),
+                    "consumers": tuple(n for n in group.consumers if n not in absent),
+                }
+            )
+            for group in self.groups
+        )
+        return tuple(group for group in left if group.producers)
+
+    def blocks_in(self, structure: Structure) -> tuple[Block, ...]:
+        """The blocks that a network of this structure has."""
+        return tuple(
+            block for block in self.blocks if not structure.gone.intersection(block.groups)
+        )
 
 
 class UniformTrained(Schema):

@@ -107,7 +107,11 @@ class TrainingJobs:
         if self._config.prune.policy == "global":
             ladder = global_ladder(model, self._networks.image, groups, self._config.prune)
         return Prepared(
-            dense=dense, groups=groups, ladder=ladder, sensitivities=self._sensitivities(model)
+            dense=dense,
+            groups=groups,
+            blocks=self._networks.blocks,
+            ladder=ladder,
+            sensitivities=self._sensitivities(model, Structure()),
         )
 
     def _fine_tune(self, work: FineTuneWork) -> FineTuned:
@@ -143,14 +147,16 @@ class TrainingJobs:
         assert outcome is not None, "there is at least one step"
         network = self._trained(model, work.structure, outcome, work.epochs * len(steps))
         return FineTuned(
-            network=network, sensitivities=self._sensitivities(model), diverged=diverged
+            network=network,
+            sensitivities=self._sensitivities(model, work.structure),
+            diverged=diverged,
         )
 
     def _from_scratch(self, model: nn.Module, recipe: TrainConfig) -> Trained:
         outcome = self._train(model, recipe)
         return self._trained(model, Structure(), outcome, recipe.epochs)
 
-    def _sensitivities(self, model: nn.Module) -> tuple[Sensitivity, ...]:
+    def _sensitivities(self, model: nn.Module, structure: Structure) -> tuple[Sensitivity, ...]:
         """By validation images: on those it was trained on, a network has hardly an error left."""
         prune = self._config.prune
         if prune.policy not in ("parallel", "predictor"):
@@ -162,7 +168,7 @@ class TrainingJobs:
             return sensitivities(
                 model,
                 self._networks.image,
-                self._networks.groups,
+                [g for g in self._networks.groups if g.group_id not in structure.gone],
                 ((row_major(images), labels) for images, labels in batches(validation, 32, some)),
                 prune.ranking,
                 yield_cores=self._yield_cores,

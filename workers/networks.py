@@ -7,8 +7,9 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from schemas.config import RunConfig
-from schemas.network import ChannelGroup, NetworkInfo, Structure, Trained
+from schemas.network import Block, ChannelGroup, NetworkInfo, Structure, Trained
 from workers.artifacts import ArtifactStore
+from workers.pruning.blocks import residual_blocks
 from workers.pruning.groups import channel_groups, check_patterns
 from workers.pruning.surgery import materialise, network_info
 from workers.training.data import load_splits
@@ -50,6 +51,11 @@ class Networks:
         dense = self.dense()
         check_patterns(dense, "prune.min_widths", prune.min_widths)
         return channel_groups(dense, self.image, prune.exclude, prune.include)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual blocks of the dense network that may be taken out."""
+        return residual_blocks(self.dense(), self.image, self.groups, self.config.prune)
 
     def dense(self, fraction: float = 1.0) -> nn.Module:
         """The dense network, or the one of a fraction of its widths, with fresh weights."""

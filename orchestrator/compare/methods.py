@@ -51,6 +51,7 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "without structure": {"prune": {"without": ["structure"]}},
     "without transplants": {"prune": {"without": ["transplants"]}},
     "without associated": {"prune": {"without": ["associated"]}},
+    "without blocks": {"prune": {"without": ["blocks"]}},
     "without retuning": {"tune": {"retune_trials_per_task": 0}},
 }
 BASELINES: tuple[str, ...] = (
@@ -64,6 +65,7 @@ ABLATIONS: tuple[str, ...] = (
     "without structure",
     "without transplants",
     "without associated",
+    "without blocks",
     "without retuning",
 )
 PAPER_TRIALS, QUICK_TRIALS = 70, 8

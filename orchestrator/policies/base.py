@@ -12,7 +12,7 @@ from orchestrator.policies.screen import ScreenDecision
 from orchestrator.states import Contender, Decision, RankedTask, Search
 from schemas.base import Schema
 from schemas.config import PruneConfig
-from schemas.network import Sensitivity, Trained
+from schemas.network import Block, ChannelGroup, Sensitivity, Trained
 from schemas.table import Comparison, KnownTask
 from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
 
@@ -34,6 +34,18 @@ class View:
     """Of the current network's groups."""
     lost: Mapping[str, Trained] = field(default_factory=dict)
     """The trained networks of ``search.lost_cuts``, by the key of their training."""
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """Of the current network."""
+        return self.prepared.groups_in(self.search.current.structure)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual blocks that the current network has and that may be taken out."""
+        if "blocks" in self.config.without:
+            return ()
+        return self.prepared.blocks_in(self.search.current.structure)
 
     @property
     def samples(self) -> dict[Shape, float]:

@@ -43,7 +43,7 @@ def trained_further(view: View, step_ratio: float) -> Candidate | None:
             decision.task_id,
             f"{decision.task_name.removesuffix(_SUFFIX)}{_SUFFIX}",
             found.current,
-            view.prepared.groups,
+            view.groups,
             {group: decision.structure.widths[group] for group in decision.groups},
             long_training=True,
             trained_from=network,

@@ -23,15 +23,12 @@ class LatencyVerdict(Schema):
 def latency_gate(comparison: Comparison, ratio: float, confidence: float) -> LatencyVerdict:
     """Passed when the upper confidence bound of the mean log-ratio clears ``ratio``.
 
-    The pairs are interleaved on one device, so that what slows the device down slows both. Too few
-    pairs to tell (one) never pass.
+    The pairs are interleaved on one device, so that what slows the device down slows both. Where
+    there were several occasions, the mean of each counts as one value: between them a ratio differs
+    by more than the pairs of any one tell. Too few to tell (one) never pass.
     """
-    logs = [
-        math.log(candidate / reference)
-        for reference, candidate in zip(
-            comparison.reference_ms, comparison.candidate_ms, strict=True
-        )
-    ]
+    occasions = comparison.log_ratios
+    logs = list(occasions[0] if len(occasions) == 1 else map(statistics.fmean, occasions))
     mean = statistics.fmean(logs)
     if len(logs) < 2:
         return LatencyVerdict(ratio=math.exp(mean), bound=math.inf, passed=False)

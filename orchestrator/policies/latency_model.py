@@ -184,6 +184,8 @@ def predicted_ms(
         if module not in outputs and module not in inputs:
             total += cost
             continue
+        if not outputs.get(module, 1.0) or not inputs.get(module, 1.0):
+            continue  # its block is taken out
         before.append(shape)
         after.append(shape.scaled(outputs.get(module, 1.0), inputs.get(module, 1.0)))
         weights.append(cost)

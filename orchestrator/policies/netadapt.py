@@ -105,4 +105,4 @@ def _too_wide(decisions: Sequence[Decision], group: str) -> int | None:
 
 def _saved_ms(sites: Sites, group: str, share: float) -> float:
     """What the group's calls are predicted to take less with this share of its channels."""
-    return sites.of_ms(group, {}) - sites.of_ms(group, {group: share})
+    return sites.of_ms([group], {}) - sites.of_ms([group], {group: share})

@@ -65,11 +65,12 @@ class Parallel:
         return propose(
             view.ranking,
             view.programs,
-            view.prepared.groups,
+            view.groups,
             view.search.current,
             _set_aside_for_good(view) if at_the_floor else view.search.set_aside,
             view.tried,
             config,
+            blocks=view.blocks,
             apart=at_the_floor,
             long_training=at_the_floor,
         )

@@ -25,7 +25,7 @@ class Predictor(Parallel):
     def propose(self, view: View) -> Proposal:
         """The candidates with the largest predicted gains."""
         prune = view.config
-        groups, current = view.prepared.groups, view.search.current
+        groups, current = view.groups, view.search.current
         every = {
             "tasks_per_round": max(1, len(view.ranking)),
             "widths_per_task": max(DEPTHS, prune.widths_per_task),

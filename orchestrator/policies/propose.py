@@ -9,7 +9,7 @@ from orchestrator.policies.candidates import candidate_of, groups_behind, open_g
 from orchestrator.states import RankedTask
 from orchestrator.widths import joint_widths
 from schemas.config import PruneConfig
-from schemas.network import ChannelGroup, Trained
+from schemas.network import Block, ChannelGroup, Trained
 from schemas.work import Candidate, Tuned
 
 
@@ -22,13 +22,16 @@ def propose(
     tried: Collection[str],
     config: PruneConfig,
     *,
+    blocks: Sequence[Block] = (),
     apart: bool = False,
     long_training: bool = False,
 ) -> Proposal:
-    """Candidates for the slowest tasks that are not set aside and have an untried width.
+    """Candidates for the slowest tasks that are not set aside and have an untried width, or are in
+    a block that can be taken out.
 
-    ``apart``: besides all groups behind a task together, each of them by itself.
-    ``long_training``: they are to be trained as long as the final network is.
+    ``blocks``: those that may be taken out. ``apart``: besides all groups behind a task together,
+    each of them by itself. ``long_training``: they are to be trained as long as the final network
+    is.
     """
     fresh: dict[str, Candidate] = {}
     tasks = 0
@@ -43,15 +46,20 @@ def propose(
         if not behind:
             continue
         found, refusals = open_groups(behind, parent.structure, tuned, config)
-        if not found:
+        around = [
+            block for block in blocks if {group.group_id for group in behind} & set(block.groups)
+        ]
+        if not found and not around:
             passed_over.append(f"{task.name}: {'; '.join(refusals)}")
             continue
         alone = [[group] for group in found] if apart and len(found) > 1 else []
         cuts = [
             {group.group_id: width for group, width in zip(cut, widths, strict=True)}
             for cut in (found, *alone)
+            if cut
             for widths in spread(joint_widths(cut), config.widths_per_task)
         ]
+        cuts += [dict.fromkeys(block.groups, 0) for block in around]
         made = [
             candidate_of(task.task_id, task.name, parent, groups, cut, long_training=long_training)
             for cut in cuts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.policies.call_costs import CallCosts
@@ -22,13 +22,16 @@ class _Site:
 
     def ms(self, costs: CallCosts, widths: Mapping[str, int], shares: Mapping[str, float]) -> float:
         outputs, inputs = (kept(shares, widths, found) for found in (self.computes, self.reads))
+        if not outputs or not inputs:  # its block is taken out
+            return 0.0
         return self.cost_ms * costs.ratio(self.shape, outputs, inputs)
 
 
 class Sites:
     """The calls of a network: each is what was measured, times a ratio from what is known of costs.
 
-    Where groups keep a share of the channels that they have now.
+    Where groups keep a share of the channels that they have now. Without any, the layers that
+    compute or read them are gone.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Sites:
         self._costs = costs
         self._widths = widths
         self._all: list[_Site] = []
-        self._of: dict[str, list[_Site]] = {group.group_id: [] for group in groups}
+        self._of: dict[str, set[int]] = {group.group_id: set() for group in groups}
         for subgraph in programs.table.subgraphs:
             module = subgraph.module
             site = _Site(
@@ -53,14 +56,15 @@ class Sites:
                 tuple(group for group in groups if module in group.producers),
                 tuple(group for group in groups if module in group.consumers),
             )
+            for group in (*site.computes, *site.reads):
+                self._of[group.group_id].add(len(self._all))
             self._all.append(site)
-            for name in {group.group_id for group in (*site.computes, *site.reads)}:
-                self._of[name].append(site)
 
     def total_ms(self, shares: Mapping[str, float]) -> float:
         """All calls."""
         return sum(site.ms(self._costs, self._widths, shares) for site in self._all)
 
-    def of_ms(self, group: str, shares: Mapping[str, float]) -> float:
-        """The calls that compute or read a group's channels."""
-        return sum(site.ms(self._costs, self._widths, shares) for site in self._of[group])
+    def of_ms(self, groups: Iterable[str], shares: Mapping[str, float]) -> float:
+        """The calls that compute or read these groups' channels."""
+        found = sorted(set[int]().union(*(self._of[group] for group in groups)))
+        return sum(self._all[site].ms(self._costs, self._widths, shares) for site in found)

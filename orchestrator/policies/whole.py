@@ -19,7 +19,7 @@ from orchestrator.policies.candidates import candidate_of, groups_behind, open_g
 from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
-from schemas.network import ChannelGroup, Sensitivity, Structure
+from schemas.network import Block, ChannelGroup, Sensitivity, Structure
 from schemas.work import Candidate
 
 NAME = "the whole network"
@@ -43,7 +43,7 @@ def whole_cuts(view: View) -> list[Candidate]:
 
     Nor where nothing is known of the groups' sensitivities.
     """
-    groups, current = view.prepared.groups, view.search.current
+    groups, current = view.groups, view.search.current
     dense = {group.group_id: group.channels for group in groups}
     if not view.sensitivities:
         return []
@@ -53,11 +53,15 @@ def whole_cuts(view: View) -> list[Candidate]:
     )
     widths = _widths(view, current.structure)
     sites = Sites(view.programs, groups, widths, CallCosts(view.samples))
-    found = [_without(group, _not_faster(view.search.decisions)) for group in found]
+    refused = _not_faster(view.search.decisions)
+    found = [_without(group, refused) for group in found]
+    blocks = [
+        block for block in view.blocks if not all((name, 0) in refused for name in block.groups)
+    ]
     made: dict[str, Candidate] = {}
     for share in _shares(view, sites, widths):
         while share <= _LEAST_CUT:
-            cut = _cut(sites, found, widths, dense, view.losses, share)
+            cut = _cut(sites, found, blocks, widths, dense, view.losses, share)
             candidate = candidate_of("", NAME, current, groups, cut, long_training=True)
             if cut and candidate.candidate_id not in view.tried:
                 made.setdefault(candidate.candidate_id, candidate)
@@ -68,7 +72,7 @@ def whole_cuts(view: View) -> list[Candidate]:
 
 def _cuttable(view: View) -> list[ChannelGroup]:
     """The groups that can be pruned; for an ablation only the first one behind each task."""
-    groups, config = view.prepared.groups, view.config
+    groups, config = view.groups, view.config
     if "associated" not in config.without:
         return [group for group in groups if group.prunable]
     behind = (groups_behind(task.task_id, view.programs, groups, config) for task in view.ranking)
@@ -105,6 +109,7 @@ def _without(group: GroupWidths, refused: set[tuple[str, int]]) -> GroupWidths:
 def _cut(
     sites: Sites,
     groups: Sequence[GroupWidths],
+    blocks: Sequence[Block],
     now: Mapping[str, int],
     dense: Mapping[str, int],
     losses: Mapping[str, Sensitivity],
@@ -112,7 +117,7 @@ def _cut(
 ) -> dict[str, int]:
     """Group -> new width, unit by unit until the calls take ``share`` of what they take now.
 
-    Or until there is no unit left to take; no group gives more than half.
+    Or until there is no unit left to take; no group gives more than half, but with its block.
     """
     total_ms = sites.total_ms({})
     least_ms = share * total_ms
@@ -123,24 +128,33 @@ def _cut(
         if group.group_id in losses
     }
     while total_ms > least_ms:
-        best: tuple[float, str, float, float] | None = None
-        for name, widths in left.items():
-            if not widths:
-                continue
-            before = shares.get(name, 1.0)
-            after = widths[0] / now[name]
-            gained_ms = sites.of_ms(name, shares) - sites.of_ms(name, {**shares, name: after})
-            risen = losses[name].loss(1.0 - after) - losses[name].loss(1.0 - before)
-            kept = widths[0] / dense[name]
+        best: tuple[float, dict[str, float], float] | None = None
+        narrower = (
+            ({name: widths[0] / now[name]}, widths[0] / dense[name])
+            for name, widths in left.items()
+            if widths
+        )
+        shallower = (
+            (dict.fromkeys(block.groups, 0.0), 1.0)
+            for block in blocks
+            if all(name in losses and shares.get(name) != 0.0 for name in block.groups)
+        )
+        for change, kept in (*narrower, *shallower):
+            gained_ms = sites.of_ms(change, shares) - sites.of_ms(change, {**shares, **change})
+            risen = sum(
+                losses[name].loss(1.0 - after) - losses[name].loss(1.0 - shares.get(name, 1.0))
+                for name, after in change.items()
+            )
             score = kept**_EVENNESS * gained_ms / max(risen, _NO_LOSS)
             if best is None or score > best[0]:
-                best = (score, name, after, gained_ms)
+                best = (score, change, gained_ms)
         if best is None:
             break
-        _, name, after, gained_ms = best
-        shares[name] = after
-        left[name].pop(0)
+        _, change, gained_ms = best
+        shares |= change
         total_ms -= gained_ms
+        for name, part in change.items():
+            left[name] = [width for width in left.get(name, ()) if width < part * now[name]]
     return {name: round(part * now[name]) for name, part in shares.items()}
 
 
@@ -157,7 +171,7 @@ def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ..
         then = _widths(view, decision.structure)
         if decision.task_name == NAME and decision.lost_accuracy:
             kept_ms, of_ms = (
-                sites.total_ms({name: widths[name] / now[name] for name in now})
+                sites.total_ms({name: widths[name] / width for name, width in now.items()})
                 for widths in (then, parent)
             )
             lost = before if number < view.search.recovered_after else since
@@ -170,6 +184,8 @@ def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ..
 
 
 def _widths(view: View, structure: Structure) -> dict[str, int]:
-    """Group -> channels, of all groups."""
-    dense = {group.group_id: group.channels for group in view.prepared.groups}
-    return {**dense, **structure.widths}
+    """Group -> channels that it has in the structure, of the groups of the current network."""
+    return {
+        group.group_id: structure.widths.get(group.group_id, group.channels)
+        for group in view.groups
+    }

@@ -107,7 +107,8 @@ def _target(
         section(
             "Widths",
             lambda palette: pictures.widths(target, palette),
-            "Channel groups: layers whose channels are removed together.",
+            "Channel groups: layers whose channels are removed together. Where none are left, the "
+            "block that computes them is taken out.",
         )
     )
     if state is not None:
@@ -300,7 +301,7 @@ def _predicted(target: TargetSummary) -> str:
 
 def _step_row(number: int, step: StepSummary) -> str:
     changes = "<br>".join(
-        f"<code>{escape(group)}</code> {before} → {after}"
+        f"<code>{escape(group)}</code> {before} → {after or 'none: its block is taken out'}"
         for group, before, after in zip(
             step.groups, step.widths_before, step.widths_after, strict=False
         )

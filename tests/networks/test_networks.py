@@ -2,8 +2,9 @@
 
 Of each network: the table is exact; its channel groups are of the kinds it is known for; what
 cannot be pruned is left out by name, with the reason; one group of each kind has
-structure-preserving widths, and the network that is cut in all of those groups at once is
-transplanted, compiled, run on this machine's device, and computes what torch computes.
+structure-preserving widths, and the network that is cut in all of those groups at once, and is
+without one of its residual blocks where it has such, is transplanted, compiled, run on this
+machine's device, and computes what torch computes.
 
 *Share.* A convolution is held by a group that can be pruned where the group's cut makes it smaller:
 it writes the group's channels or reads them. At least 80 % of a network's multiply-accumulates in
@@ -69,6 +70,19 @@ NETWORKS: dict[str, set[str]] = {
     "regnet_y_400mf": {"plain", "residual", "grouped", "squeeze-excite"},
     "convnext_tiny": BOTTLENECK,
 }
+
+WITH_BLOCKS = {
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mnasnet1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+}
+"""Those with residual blocks that have channels of their own."""
 
 
 def pictures() -> tuple[TensorDataset, ...]:
@@ -136,6 +150,8 @@ def test_a_network_is_pruned_and_computes_the_same(
     check_table(dense, layers)
     tuned = tuned_for(own, dense, chosen)
     cut = {group.group_id: half_width(group, tuned) for group in chosen}
+    cut |= dict.fromkeys(a_block_beside(cut, own), 0)
+    assert (0 in cut.values()) == (name in WITH_BLOCKS)
     narrow = trained(own, prune_to(network, image, groups, cut), cut)
     check_transplants(own, narrow, cut, chosen)
     error = error_on_device(own, worker, narrow)
@@ -203,6 +219,12 @@ def half_width(group: ChannelGroup, tuned: Tuned) -> int:
     return min(found.widths, key=lambda width: abs(2 * width - group.channels))
 
 
+def a_block_beside(cut: dict[str, int], own: Room) -> tuple[str, ...]:
+    """The groups of a residual block of which none is cut; none where there is no such block."""
+    found = (block.groups for block in own.networks.blocks)
+    return next((groups for groups in found if not cut.keys() & set(groups)), ())
+
+
 def trained(own: Room, network: nn.Module, widths: dict[str, int]) -> Trained:
     """A network as the ledger knows it."""
     return Trained(
@@ -229,7 +251,9 @@ def check_transplants(
         parent=tuning_world.network(),
         structure=narrow.structure,
         groups=tuple(cut),
-        widths_before=tuple(group.channels for group in chosen),
+        widths_before=tuple(
+            g.channels for name in cut for g in own.networks.groups if g.group_id == name
+        ),
         widths_after=tuple(cut.values()),
     )
     own.screener.screen([ScreenWork(target=TARGET, candidate=candidate)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,13 @@ from orchestrator.compare.finals import Finals
 from orchestrator.speedup import lower_bound
 from schemas.table import Comparison
 from workers.measuring.gauge import Gauge
-from workers.measuring.occasions import OCCASIONS, compare_often, ratios_of, together
+from workers.measuring.occasions import (
+    OCCASIONS,
+    compare_often,
+    compare_until_sure,
+    ratios_of,
+    together,
+)
 
 HERE = Path("library.so")
 
@@ -45,6 +53,28 @@ def test_each_comparison_counts_once_however_many_pairs_it_took() -> None:
     ratios = ratios_of(found)
     assert ratios == (10.0, 10.0, 5.0, 10.0, 10.0, 10.0, 10.0)
     assert together([item.candidate for item in found]).latency_ms == 1.0
+
+
+class Moods:
+    """A device whose comparisons' ratios are these, one after the other."""
+
+    def __init__(self, *ratios: float) -> None:
+        self.ratios = iter(ratios)
+
+    def compare(self, key: str, *others: Any) -> Comparison:
+        return comparison(10.0, 10.0 * next(self.ratios), pairs=3)
+
+
+def test_a_step_is_compared_until_the_occasions_tell_enough() -> None:
+    for moods, taken in (((0.5, 0.51, 0.5, 0.49, 0.9), 4), ((0.9, 1.1) * 4, OCCASIONS)):
+        found = compare_until_sure(cast(Gauge, Moods(*moods)), "pair", HERE, HERE, (1,))
+        assert found.occasions == (3,) * taken
+        assert len(found.reference_ms) == len(found.candidate_ms) == 3 * taken
+        told = [ratios[0] for ratios in found.log_ratios]
+        assert told == pytest.approx([math.log(mood) for mood in moods[:taken]])
+        assert found.candidate.latency_ms == pytest.approx(
+            statistics.median(10.0 * mood for mood in moods[:taken])
+        )
 
 
 def test_they_are_enough_for_a_lower_bound() -> None:

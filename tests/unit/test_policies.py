@@ -24,7 +24,7 @@ from orchestrator.policies.retry import Failure, decide
 from orchestrator.policies.screen import Rejection, choose
 from orchestrator.states import Contender
 from schemas.config import PruneConfig
-from schemas.network import Structure
+from schemas.network import Block, Structure
 from schemas.table import Comparison
 from schemas.work import Candidate, Screened
 
@@ -122,6 +122,24 @@ def test_groups_behind_one_task_are_cut_together_and_where_asked_for_apart_too()
 
     assert cuts(apart=False) == {("stem", "fragile")}
     assert cuts(apart=True) == {("stem", "fragile"), ("stem",), ("fragile",)}
+
+
+def test_the_block_around_a_task_may_be_taken_out_too_once() -> None:
+    tuned = fake_world.tuned(Structure(), "host", unit=4)
+    block = Block(block_id="block", groups=("fragile", "flat"), layers=("fragile", "flat", "deep"))
+    config = PRUNE.model_copy(update={"tasks_per_round": 9, "widths_per_task": 1})
+
+    def taken_out(*tried: str) -> list[Candidate]:
+        groups, parent = fake_world.groups(), fake_world.network()
+        found = propose(
+            rank_tasks(tuned), tuned, groups, parent, (), tried, config, blocks=[block]
+        ).candidates
+        return [item for item in found if item.structure.gone]
+
+    (found,) = taken_out()
+    assert found.structure.gone == set(block.groups)
+    assert (found.widths_before, found.widths_after) == ((32, 48), (0, 0))
+    assert taken_out(found.candidate_id) == []
 
 
 def test_groups_that_must_not_be_pruned_are_never_proposed() -> None:

@@ -12,13 +12,14 @@ from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import rank_tasks
 from orchestrator.policies.further import trained_further
+from orchestrator.policies.latency_model import LatencyModel, predicted_ms, samples_of
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.sites import Sites
 from orchestrator.policies.whole import FIRST_SHARES, NAME, needs_recovery, whole_cuts
 from orchestrator.search_parts import fine_tuning
 from orchestrator.states import Decision
 from schemas.config import PruneConfig
-from schemas.network import ChannelGroup, Sensitivity, Structure
+from schemas.network import Block, ChannelGroup, Sensitivity, Structure
 from schemas.work import Candidate, Prepared
 
 UNIT = 4
@@ -37,6 +38,7 @@ def view(
     losses: dict[str, float] | None = None,
     per_round: int = 3,
     unit: int = UNIT,
+    blocks: tuple[Block, ...] = (),
 ) -> View:
     network = fake_world.network(structure)
     tuned = fake_world.tuned(network.structure, "host", unit=unit)
@@ -45,7 +47,7 @@ def view(
         search=fake_world.search(network, decisions=decisions, recovered_after=recovered_after),
         ranking=rank_tasks(tuned),
         programs=tuned,
-        prepared=Prepared(dense=fake_world.network(), groups=fake_world.groups()),
+        prepared=Prepared(dense=fake_world.network(), groups=fake_world.groups(), blocks=blocks),
         config=PruneConfig(
             max_accuracy_drop=0.05, step_accuracy_ratio=0.9, fine_tuned_per_round=per_round
         ),
@@ -383,6 +385,68 @@ def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> No
     assert not needs_recovery(after) and not Parallel().propose(after).recovery
 
 
+DEEP = Block(block_id="block", groups=("deep",), layers=("deep", "head"))
+"""Whoever takes it out loses the calls of ``deep`` and ``head``."""
+
+
+def test_a_block_goes_where_its_latency_is_worth_more_than_its_loss() -> None:
+    cheap = {"stem": 1.0, "fragile": 1.0, "flat": 1.0, "deep": 1e-9}
+    for losses, blocks, gone in (
+        (cheap, (DEEP,), {"deep"}),
+        (cheap, (), set()),
+        ({**cheap, "deep": 1e3}, (DEEP,), set()),
+    ):
+        found = whole_cuts(view(losses=losses, blocks=blocks))
+        assert found and all(item.structure.gone == gone for item in found)
+
+
+def test_a_block_that_is_gone_is_not_cut_again() -> None:
+    structure = Structure(widths={"deep": 0})
+    seen = view(
+        structure=structure,
+        losses={"stem": 1.0, "fragile": 1.0, "flat": 1.0},
+        blocks=(DEEP.model_copy(update={"layers": ("deep",)}),),
+    )
+    found = whole_cuts(seen)
+    assert found and all("deep" not in item.groups for item in found)
+    assert all(item.structure.widths["deep"] == 0 for item in found)
+    assert [group.group_id for group in seen.groups] == ["stem", "fragile", "flat"]
+
+
+def test_a_block_that_was_no_faster_without_it_stays_and_so_it_does_in_an_ablation() -> None:
+    losses = {"stem": 1.0, "fragile": 1.0, "flat": 1.0, "deep": 1e-9}
+    seen = view(losses=losses, blocks=(DEEP,))
+    first = whole_cuts(seen)[0]
+    refused = lost(first).model_copy(
+        update={
+            "task_id": "task",
+            "task_name": "task",
+            "groups": ("deep",),
+            "structure": Structure(widths={"deep": 0}),
+            "fine_tune_key": None,
+            "not_faster": True,
+        }
+    )
+    config = seen.config.model_copy(update={"without": ["blocks"]})
+    for others in (view(refused, losses=losses, blocks=(DEEP,)), replace(seen, config=config)):
+        found = whole_cuts(others)
+        assert found and not any(item.structure.gone for item in found)
+
+
+def test_without_a_block_its_calls_cost_nothing() -> None:
+    tuned = fake_world.tuned(Structure(), "host")
+    sites = Sites(tuned, fake_world.groups(), dict(fake_world.LAYERS), CallCosts({}))
+    left = sum(
+        tuned.latency(site.task_id).cost_ms
+        for site in tuned.table.subgraphs
+        if site.module not in DEEP.layers
+    )
+    assert sites.total_ms({"deep": 0.0}) == pytest.approx(left)
+    model = LatencyModel(samples_of([tuned]))
+    told = predicted_ms(model, tuned, fake_world.groups(), fake_world.LAYERS, {"deep": 0})
+    assert told == pytest.approx(left)
+
+
 def test_a_depthwise_call_goes_with_its_width_once() -> None:
     tuned = fake_world.tuned(Structure(), "host")
     tasks = tuple(task.model_copy(update={"kind": "depthwise"}) for task in tuned.table.tasks)
@@ -397,7 +461,7 @@ def test_a_depthwise_call_goes_with_its_width_once() -> None:
         before = {s.module: s.task_id for s in table.subgraphs}
         costs = [tuned.latency(before[name]).cost_ms for name in ("deep", "head")]
         expected = 0.5 * costs[0] + 0.5**power * costs[1]
-        assert sites.of_ms("deep", {"deep": 0.5}) == pytest.approx(expected)
+        assert sites.of_ms(["deep"], {"deep": 0.5}) == pytest.approx(expected)
 
 
 def test_a_call_behind_a_concatenation_keeps_what_its_groups_keep_together() -> None:
@@ -410,9 +474,9 @@ def test_a_call_behind_a_concatenation_keeps_what_its_groups_keep_together() -> 
     tasks = {s.module: s.task_id for s in tuned.table.subgraphs}
     head = tuned.latency(tasks["head"]).cost_ms
     alone = tuned.latency(tasks["deep"]).cost_ms
-    assert sites.of_ms("deep", {"deep": 0.5}) == pytest.approx(0.5 * alone + 20 / 32 * head)
+    assert sites.of_ms(["deep"], {"deep": 0.5}) == pytest.approx(0.5 * alone + 20 / 32 * head)
     both = {"deep": 0.5, "flat": 0.5}
-    assert sites.of_ms("deep", both) == pytest.approx(0.5 * alone + 0.5 * head)
+    assert sites.of_ms(["deep"], both) == pytest.approx(0.5 * alone + 0.5 * head)
 
 
 def test_a_cut_of_the_whole_network_that_a_task_would_get_too_is_proposed_once(

@@ -183,7 +183,8 @@ def test_impossible_widths_are_refused() -> None:
     groups = channel_groups(network, images)
     for widths, words in (
         ({"conv1": 17}, "from 16 to 17"),
-        ({"conv1": 0}, "from 16 to 0"),
+        ({"conv1": -1}, "from 16 to -1"),
+        ({"conv1": 0}, "is in no residual block"),
         ({"conv9": 4}, "no channel group 'conv9'"),
         ({"fc": 4}, "not prunable: its channels are the network's output"),
     ):

@@ -1,4 +1,4 @@
-"""Two networks compared on several occasions, for a figure that is told.
+"""Two networks compared on several occasions, for a figure that is told and for a step's gate.
 
 What else a machine does lasts for seconds or minutes and costs networks of different sizes
 differently: within one comparison the pairs agree with each other, and the next one's ratio is
@@ -13,11 +13,16 @@ from pathlib import Path
 
 from schemas.table import Comparison, Measurement
 from workers.measuring.gauge import Gauge
+from workers.measuring.pairs import STANDARD_ERROR, standard_error
 
 OCCASIONS = 7
 """The least of seven ratios is a lower bound of their median with 99 % confidence, by the sign
 test; of fewer than six, not with 97 %, which is the default. They follow each other, so that is of
 the minute in which they are taken: what lasts longer spoils them all."""
+
+
+LEAST_OCCASIONS = 4
+"""For a step: fewer tell too little of how far occasions are apart, and by chance agree."""
 
 
 def compare_often(
@@ -30,6 +35,30 @@ def compare_often(
     return tuple(
         gauge.compare(f"{key}:{occasion}", reference, candidate, input_shape)
         for occasion in range(OCCASIONS)
+    )
+
+
+def compare_until_sure(
+    gauge: Gauge, key: str, reference: Path, candidate: Path, input_shape: tuple[int, ...]
+) -> Comparison:
+    """``LEAST_OCCASIONS`` to ``OCCASIONS``, as their scatter asks for, as one comparison.
+
+    Whether to go on depends on how far they are apart, never on which network is ahead, as for the
+    pairs of one (``workers.measuring.pairs``). Arguments and errors are those of ``Gauge.compare``.
+    """
+    found: list[Comparison] = []
+    means: list[float] = []
+    while len(found) < LEAST_OCCASIONS or (
+        len(found) < OCCASIONS and standard_error(means) > STANDARD_ERROR
+    ):
+        found.append(gauge.compare(f"{key}:{len(found)}", reference, candidate, input_shape))
+        means.append(statistics.fmean(found[-1].log_ratios[0]))
+    return Comparison(
+        reference_ms=tuple(ms for one in found for ms in one.reference_ms),
+        candidate_ms=tuple(ms for one in found for ms in one.candidate_ms),
+        reference=together([one.reference for one in found]),
+        candidate=together([one.candidate for one in found]),
+        occasions=tuple(len(one.reference_ms) for one in found),
     )
 
 

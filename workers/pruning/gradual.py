@@ -28,6 +28,7 @@ def widths_on_the_way(
 
     Each step takes the same share of a group, as near as whole multiples of its divisor allow. A
     group that is not in ``before`` has all its channels there; one that is not in ``after`` stays.
+    A block is taken out in the first step.
     """
     known = {group.group_id: group for group in groups if group.prunable}
     now = {name: before.get(name, group.channels) for name, group in known.items()}
@@ -35,6 +36,8 @@ def widths_on_the_way(
     for left in range(steps, 0, -1):
         changes: dict[str, int] = {}
         for name, width in now.items():
+            if not width:
+                continue
             end = after.get(name, width)
             divisor = known[name].divisor
             wanted = round(width * (end / width) ** (1 / left) / divisor) * divisor

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.network import ChannelGroup, NetworkInfo, Structure
+from workers.pruning.blocks import without_blocks
 from workers.pruning.dependency import LAYERS, Surgeon, evaluating, on_device_of, out_channels
 from workers.pruning.importance import Ranking, group_importance, least_important
 
@@ -23,10 +24,10 @@ def prune_to(
     """A new network whose groups have ``widths``; ``model`` stays as it is.
 
     ``widths`` maps a group_id to the channels that stay, counted absolutely: the model may be dense
-    or pruned already, and groups that are not named keep the width they have. ``groups`` are those
-    of the dense network. All importances are taken from ``model`` before anything is cut, so that
-    the order of the groups does not matter. Raises ``ValueError`` for a width or group that is
-    not possible.
+    or pruned already, and groups that are not named keep the width they have. Where none stay, the
+    residual block that computes them is taken out. ``groups`` are those of the dense network. All
+    importances are taken from ``model`` before any channel is cut, so that the order of the groups
+    does not matter. Raises ``ValueError`` for a width or group that is not possible.
     """
     known = {group.group_id: group for group in groups}
     for group_id, width in widths.items():
@@ -62,6 +63,10 @@ def _cut(
     divisors: Mapping[str, int],
     ranking: Ranking,
 ) -> nn.Module:
+    gone = [group_id for group_id, width in widths.items() if not width]
+    if gone:
+        model = without_blocks(model, example_input, gone)
+        widths = {group_id: width for group_id, width in widths.items() if width}
     surgeon = Surgeon(model, example_input)
     names = dict(surgeon.layers())
     removed: dict[str, list[int]] = {}

@@ -94,7 +94,7 @@ def _trial(dense: nn.Module, example_input: Tensor, groups: Sequence[ChannelGrou
 
 def _why_it_cannot_train(network: nn.Module, example_input: Tensor) -> str:
     """What only training computes, as auxiliary classifiers do, may read the channels too."""
-    images = on_device_of(network, _images(example_input)[:1].repeat(2, 1, 1, 1))
+    images = on_device_of(network, random_images(example_input)[:1].repeat(2, 1, 1, 1))
     try:
         with torch.no_grad():
             network.train()(images)
@@ -182,7 +182,8 @@ def _random_weights(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator) * math.sqrt(2 / math.prod(shape[1:]))
 
 
-def _images(example_input: Tensor) -> Tensor:
+def random_images(example_input: Tensor) -> Tensor:
+    """Images of the example's shape, always the same."""
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randn(example_input.shape, generator=generator)
 
@@ -190,4 +191,4 @@ def _images(example_input: Tensor) -> Tensor:
 def _output(model: nn.Module, example_input: Tensor) -> Tensor:
     """The network's output on random images of the example's shape."""
     with torch.no_grad(), evaluating(model):
-        return first_tensor(model(on_device_of(model, _images(example_input))))
+        return first_tensor(model(on_device_of(model, random_images(example_input))))

@@ -59,7 +59,7 @@ class Bundles:
         if key not in self._known:
             model = self._networks.of_structure(structure, fraction)
             program = self._program(model, fraction)
-            if self._forms is None and fraction is None and not structure.widths:
+            if self._forms is None and fraction is None and structure == Structure():
                 self._forms = self._forms_of(program)
             relax = relax_network(program, self._target, self.forms())
             table = build_table(relax, self._target)
@@ -98,5 +98,7 @@ class Bundles:
     def _folded(self, model: nn.Module, fraction: float | None) -> nn.Module:
         image = self._networks.batch
         if fraction not in self._pairs:
-            self._pairs[fraction] = fold_pairs(model, image)
+            # Of the network with all its blocks: those without some have fewer.
+            whole = self._networks.of_structure(Structure(), fraction)
+            self._pairs[fraction] = fold_pairs(whole, image)
         return fold_batch_norm(model, image, self._pairs[fraction])

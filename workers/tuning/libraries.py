@@ -16,6 +16,7 @@ from schemas.work import Compared, CompareWork, Tuned
 from workers.compiling.builder import Builder
 from workers.errors import LimitReached, UserError
 from workers.measuring.gauge import Attribution, Gauge, ProgramFailed
+from workers.measuring.occasions import compare_until_sure
 from workers.tuning.bundle import Bundles
 from workers.tuning.finalists import TURNS, LineUp, inside_latencies, line_ups
 from workers.tuning.stored import fastest
@@ -154,7 +155,7 @@ class NetworkLibraries:
         return self._gauge.attribute(f"attribute:{occasion}:{key}", path, trained.info.input_shape)
 
     def compare(self, work: CompareWork) -> Compared:
-        """Measure two networks, paired and interleaved.
+        """Measure two networks, paired and interleaved, on several occasions.
 
         No comparison, but the reason, for a candidate that does not build or run; the reference
         has done both before. Raises ``UserError`` as ``build`` where it does not build now, and
@@ -165,7 +166,8 @@ class NetworkLibraries:
         reference, reference_key = self.build(work.reference)
         try:
             candidate, candidate_key = self.build(work.candidate)
-            comparison = self._gauge.compare(
+            comparison = compare_until_sure(
+                self._gauge,
                 f"compare:{work.label}:{reference_key}:{candidate_key}",
                 reference,
                 candidate,

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field, replace
 
 from schemas.config import TuneConfig
 from schemas.network import Trained
-from schemas.table import Program
+from schemas.table import Program, Subgraph
 from schemas.work import Screened, ScreenWork, Tuned, TuneWork
 from workers.compiling.programs import ScheduleSpace, trace_text
 from workers.compiling.workload import Workload
 from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
+from workers.tuning.call_sites import counterparts
 from workers.tuning.finalists import THREADS_MATTER_MS
 from workers.tuning.stored import fastest, representatives, task_latency
 from workers.tuning.trials import Alongside, Counts, Trial, Trials, trial_of
@@ -34,16 +35,23 @@ from workers.tuning.tuner import Tuner
 class _Screening:
     """A candidate that is being screened.
 
-    ``parents``: the programs of its parent's tasks. ``moved``: the tasks that are transplanted for
-    it -> the parent's tasks they come from. ``search``: what is searched for it.
+    ``parents``: the programs of its parent's tasks. ``pairs``: its call sites and those of its
+    parent; None where they do not go together. ``moved``: the tasks that are transplanted for it ->
+    the parent's tasks they come from. ``search``: what is searched for it.
     """
 
     work: ScreenWork
     parent: Bundle
     parents: dict[str, list[Program]]
     bundle: Bundle
+    pairs: list[tuple[Subgraph, Subgraph]] | None
     moved: dict[str, str] = field(default_factory=dict)
     search: TuneWork | None = None
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Each of its tasks -> the parent's task at the same call site."""
+        return {own.task_id: before.task_id for own, before in self.pairs or ()}
 
     @property
     def is_transplanted(self) -> bool:
@@ -105,7 +113,8 @@ class Screener:
         with self._working():
             parent = self._bundles.of_structure(work.candidate.parent.structure)
             bundle = self._bundles.of_structure(work.candidate.structure)
-        return _Screening(work, parent, self._tuner.stored(parent), bundle)
+        pairs = counterparts(bundle.table, parent.table)
+        return _Screening(work, parent, self._tuner.stored(parent), bundle, pairs)
 
     def _counts(self, screenings: Sequence[_Screening]) -> list[Counts]:
         """What was measured for each, interrupted attempts included; for equal works once."""
@@ -169,7 +178,7 @@ class Screener:
         rows = []
         for one in screenings:
             own = self._tuner.stored(one.bundle)
-            for task_id, parent_id in _origins(one.parent, one.bundle).items():
+            for task_id, parent_id in one.origins.items():
                 earlier = [p for p in own[task_id] if p.batch not in keys and not p.is_shared]
                 if task_id in taken or task_id in one.parents:
                     continue
@@ -266,8 +275,15 @@ class Screener:
         }
         costs = {**by_themselves, **one.work.costs_ms}
         parent_ms = sum(costs[task_id] * parent.table.weight(task_id) for task_id in parents)
-        found = self._tuner.stored(bundle)
-        origins = _origins(parent, bundle)
+        found, origins = self._tuner.stored(bundle), one.origins
+        if one.pairs is None:
+            return Screened(
+                candidate_id=one.work.candidate.candidate_id,
+                tuned=None,
+                refused="its call sites do not go with those of its parent",
+                parent_ms=parent_ms,
+                candidate_ms=parent_ms,
+            )
         estimates = {  # of a task that did not change, its cost as it was
             task_id: costs[origins[task_id]]
             * _share_of_origin(found[task_id], parents[origins[task_id]])
@@ -279,7 +295,7 @@ class Screener:
         missing = [entry.task_id for entry in tuned.latencies if entry.program_id is None]
         slower = [
             own.module
-            for own, before in zip(bundle.table.subgraphs, parent.table.subgraphs, strict=True)
+            for own, before in one.pairs
             if own.module is not None
             and (own.task_id in missing or estimates[own.task_id] > costs[before.task_id])
         ]
@@ -312,9 +328,3 @@ def _share_of_origin(programs: list[Program], origins: list[Program]) -> float:
     if best.beside_ms is None or taken is None:
         return best.latency_ms / before.latency_ms
     return best.latency_ms / best.beside_ms * taken.latency_ms / before.latency_ms
-
-
-def _origins(parent: Bundle, bundle: Bundle) -> dict[str, str]:
-    """Each task of the candidate -> the parent's task at the same call site."""
-    pairs = zip(bundle.table.subgraphs, parent.table.subgraphs, strict=True)
-    return {own.task_id: before.task_id for own, before in pairs}
