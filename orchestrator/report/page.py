@@ -20,7 +20,7 @@ from orchestrator.report.html import (
     table,
 )
 from orchestrator.speedup import factor_of, in_words, remark
-from orchestrator.summary import prepared_of
+from orchestrator.summary import exported_of, prepared_of
 from orchestrator.wording import count
 from schemas.record import RunRecord, TargetRecord
 from schemas.summary import NetworkSummary, StepSummary, Summary, TargetSummary
@@ -360,7 +360,11 @@ def _library_lines(record: RunRecord, target: TargetSummary, path: str) -> str:
     text = ", ".join(str(size) for size in shape)
     configured = next(item for item in record.config.targets if item.name == target.target)
     device = runs_on(configured.tvm_target)
+    exported = exported_of(record, target.target)
+    threads = exported.final.latency.threads if exported else 1
     snippet = (
+        f'import os\n\nos.environ["TVM_NUM_THREADS"] = "{threads}"'
+        "  # as it was measured; TVM's own choice may be far slower\n\n"
         "import numpy\nimport tvm\nfrom tvm import relax\n\n"
         f'device = tvm.device("{device}")\n'
         f'library = tvm.runtime.load_module("RUN_DIR/{path}")\n'

@@ -53,6 +53,7 @@ def test_result_comes_first_and_nothing_is_fetched() -> None:
         "dense network tuned with the same final budget",
         "load_pruned",
         "VirtualMachine",
+        "TVM_NUM_THREADS",
         "clear 0.99",
         "max_accuracy_drop: 0.01",
         "0.0 (synthetic)",
