@@ -59,8 +59,7 @@ class Parallel:
         """Cuts for single tasks.
 
         ``at_the_floor``: where the whole network cannot be cut any more, the accuracy is used up.
-        They are trained for long, those as well that a short training had set aside, and groups
-        behind one task are cut apart, too.
+        Those are cut as well that a short training had set aside.
         """
         return propose(
             view.ranking,
@@ -71,8 +70,7 @@ class Parallel:
             view.tried,
             config,
             blocks=view.blocks,
-            apart=at_the_floor,
-            long_training=at_the_floor,
+            at_the_floor=at_the_floor,
         )
 
     def choose(

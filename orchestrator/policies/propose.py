@@ -23,15 +23,14 @@ def propose(
     config: PruneConfig,
     *,
     blocks: Sequence[Block] = (),
-    apart: bool = False,
-    long_training: bool = False,
+    at_the_floor: bool = False,
 ) -> Proposal:
     """Candidates for the slowest tasks that are not set aside and have an untried width, or are in
     a block that can be taken out.
 
-    ``blocks``: those that may be taken out. ``apart``: besides all groups behind a task together,
-    each of them by itself. ``long_training``: they are to be trained as long as the final network
-    is.
+    ``blocks``: those that may be taken out. ``at_the_floor``: the accuracy is used up. Besides all
+    groups behind a task together each of them is cut by itself; widths may be finer than those
+    that keep the programs' structure; and all are to be trained as long as the final network is.
     """
     fresh: dict[str, Candidate] = {}
     tasks = 0
@@ -45,14 +44,14 @@ def propose(
         behind = groups_behind(task.task_id, tuned, groups, config)
         if not behind:
             continue
-        found, refusals = open_groups(behind, parent.structure, tuned, config)
+        found, refusals = open_groups(behind, parent.structure, tuned, config, finer=at_the_floor)
         around = [
             block for block in blocks if {group.group_id for group in behind} & set(block.groups)
         ]
         if not found and not around:
             passed_over.append(f"{task.name}: {'; '.join(refusals)}")
             continue
-        alone = [[group] for group in found] if apart and len(found) > 1 else []
+        alone = [[group] for group in found] if at_the_floor and len(found) > 1 else []
         cuts = [
             {group.group_id: width for group, width in zip(cut, widths, strict=True)}
             for cut in (found, *alone)
@@ -61,7 +60,7 @@ def propose(
         ]
         cuts += [dict.fromkeys(block.groups, 0) for block in around]
         made = [
-            candidate_of(task.task_id, task.name, parent, groups, cut, long_training=long_training)
+            candidate_of(task.task_id, task.name, parent, groups, cut, long_training=at_the_floor)
             for cut in cuts
         ]
         new = {item.candidate_id: item for item in made if item.candidate_id not in tried}

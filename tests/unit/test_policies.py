@@ -102,7 +102,7 @@ def test_what_is_set_aside_or_tried_is_passed_over() -> None:
     assert "every width proposed for it has been tried" in done.passed_over[0]
 
 
-def test_groups_behind_one_task_are_cut_together_and_where_asked_for_apart_too() -> None:
+def test_groups_behind_one_task_are_cut_together_and_at_the_floor_apart_too() -> None:
     tuned = fake_world.tuned(Structure(), "host", unit=4)
     task_of = {site.module: site.task_id for site in tuned.table.subgraphs}
     shared = tuple(
@@ -113,15 +113,31 @@ def test_groups_behind_one_task_are_cut_together_and_where_asked_for_apart_too()
     tuned = tuned.model_copy(update={"table": table})
     config = PRUNE.model_copy(update={"tasks_per_round": 9, "widths_per_task": 1})
 
-    def cuts(apart: bool) -> set[tuple[str, ...]]:
+    def cuts(at_the_floor: bool) -> set[tuple[str, ...]]:
         groups, parent = fake_world.groups(), fake_world.network()
         found = propose(
-            rank_tasks(tuned), tuned, groups, parent, (), (), config, apart=apart
+            rank_tasks(tuned), tuned, groups, parent, (), (), config, at_the_floor=at_the_floor
         ).candidates
+        assert all(item.long_training == at_the_floor for item in found)
         return {item.groups for item in found if item.task_id == task_of["stem"]}
 
-    assert cuts(apart=False) == {("stem", "fragile")}
-    assert cuts(apart=True) == {("stem", "fragile"), ("stem",), ("fragile",)}
+    assert cuts(at_the_floor=False) == {("stem", "fragile")}
+    assert cuts(at_the_floor=True) == {("stem", "fragile"), ("stem",), ("fragile",)}
+
+
+def test_at_the_floor_a_task_is_cut_to_finer_widths() -> None:
+    tuned = fake_world.tuned(Structure(), "host", unit=16)
+    config = PRUNE.model_copy(update={"tasks_per_round": 9, "widths_per_task": 1})
+
+    def weakest(at_the_floor: bool) -> dict[str, int]:
+        groups, parent = fake_world.groups(), fake_world.network()
+        found = propose(
+            rank_tasks(tuned), tuned, groups, parent, (), (), config, at_the_floor=at_the_floor
+        ).candidates
+        return {item.groups[0]: item.widths_after[0] for item in found}
+
+    assert weakest(at_the_floor=False) == {"stem": 16, "fragile": 16, "flat": 32, "deep": 16}
+    assert weakest(at_the_floor=True) == {"stem": 24, "fragile": 24, "flat": 40, "deep": 24}
 
 
 def test_the_block_around_a_task_may_be_taken_out_too_once() -> None:
