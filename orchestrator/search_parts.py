@@ -210,6 +210,7 @@ def decision_of(
         accepted=accepted,
         not_faster=not_faster,
         slower=slower,
+        kept_share=candidate.kept_share,
         reason=reason,
     )
 
@@ -279,7 +280,4 @@ def with_decisions(found: Search, decisions: Sequence[Decision]) -> Search:
 def cut(candidate: Candidate) -> str:
     """The change of widths, for people."""
     before, after = candidate.widths_before, candidate.widths_after
-    return ", ".join(
-        f"{old}->{new or 'none (its block is taken out)'}"
-        for old, new in zip(before, after, strict=True)
-    )
+    return ", ".join(f"{old}->{new or 'none'}" for old, new in zip(before, after, strict=True))

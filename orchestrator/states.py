@@ -53,6 +53,10 @@ class Decision(Schema):
         description="Of its groups, those whose first layer took longer than before, or did not "
         "run.",
     )
+    kept_share: float | None = Field(
+        default=None,
+        description="Of a cut of the whole network: what it was expected to leave of the latency.",
+    )
     reason: str
 
     @property

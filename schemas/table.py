@@ -6,7 +6,7 @@ import math
 from itertools import accumulate
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Schema
 
@@ -191,6 +191,12 @@ class Comparison(Schema):
         description="Pairs of each occasion on which both networks were loaded anew, in order; "
         "none: all are of one.",
     )
+
+    @model_validator(mode="after")
+    def _every_pair_has_its_occasion(self) -> Comparison:
+        if self.occasions and sum(self.occasions) != len(self.reference_ms):
+            raise ValueError("the pairs of the occasions are not all pairs")
+        return self
 
     @property
     def log_ratios(self) -> tuple[tuple[float, ...], ...]:

@@ -43,6 +43,10 @@ class Candidate(Schema):
     predicted_ms: float | None = Field(
         default=None, description="Sum of its programs by a latency model, before any was measured."
     )
+    kept_share: float | None = Field(
+        default=None,
+        description="Of a cut of the whole network: what it is expected to leave of the latency.",
+    )
     expected_loss: float | None = Field(
         default=None, description="Rise of the loss that the groups' sensitivities let expect."
     )

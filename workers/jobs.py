@@ -109,7 +109,7 @@ class TrainingJobs:
         return Prepared(
             dense=dense,
             groups=groups,
-            blocks=self._networks.blocks,
+            blocks=self._networks.blocks if self._weighs_cuts else (),
             ladder=ladder,
             sensitivities=self._sensitivities(model, Structure()),
         )
@@ -140,6 +140,7 @@ class TrainingJobs:
                     self._networks.groups,
                     changed,
                     self._config.prune.ranking,
+                    self._networks.blocks if 0 in changed.values() else (),
                 )
             part = _Part(number, len(steps), 0.0 if outcome is None else outcome.train_s)
             outcome = self._train(model, recipe, teacher, part, may_diverge=True)
@@ -156,11 +157,16 @@ class TrainingJobs:
         outcome = self._train(model, recipe)
         return self._trained(model, Structure(), outcome, recipe.epochs)
 
+    @property
+    def _weighs_cuts(self) -> bool:
+        """Whether the policy asks what cuts would cost, and takes out blocks."""
+        return self._config.prune.policy in ("parallel", "predictor")
+
     def _sensitivities(self, model: nn.Module, structure: Structure) -> tuple[Sensitivity, ...]:
         """By validation images: on those it was trained on, a network has hardly an error left."""
-        prune = self._config.prune
-        if prune.policy not in ("parallel", "predictor"):
+        if not self._weighs_cuts:
             return ()
+        prune = self._config.prune
         validation = self._networks.splits.validation
         count = min(len(validation), _SENSITIVITY_IMAGES)
         some = torch.arange(count) * len(validation) // count  # many sets lie class by class

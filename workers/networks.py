@@ -72,7 +72,8 @@ class Networks:
         """A network of the structure whose weights say nothing, in evaluation mode."""
         if fraction is not None:
             return self.dense(fraction).eval()
-        return materialise(self.dense, self.image, structure).eval()
+        blocks = self.blocks if structure.gone else ()
+        return materialise(self.dense, self.image, structure, blocks).eval()
 
     def load(self, trained: Trained, fraction: float | None = None) -> nn.Module:
         """The network with its weights, in evaluation mode."""

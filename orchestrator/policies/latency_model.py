@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.network import ChannelGroup
+from schemas.network import Block, ChannelGroup
 from schemas.table import KnownTask, NetworkTable, Task, TaskKind
 from schemas.work import Tuned
 
@@ -163,11 +163,13 @@ def predicted_ms(
     groups: Sequence[ChannelGroup],
     widths: Mapping[str, int],
     cut: Mapping[str, int],
+    blocks: Sequence[Block] = (),
 ) -> float:
     """What the network would take with the groups of ``cut`` narrower, in ms.
 
     ``programs`` are the network's own, ``widths`` its groups' widths. Call sites that read or
-    compute a cut group's channels change; the others cost what they cost now.
+    compute a cut group's channels change; the others cost what they cost now, and those in
+    ``blocks`` whose groups keep no channel nothing.
     """
     shares = {group: width / widths[group] for group, width in cut.items()}
     cut_groups = [group for group in groups if group.group_id in cut]
@@ -175,17 +177,19 @@ def predicted_ms(
     read = {module for group in cut_groups for module in group.consumers}
     outputs = {m: kept(shares, widths, [g for g in groups if m in g.producers]) for m in computed}
     inputs = {m: kept(shares, widths, [g for g in groups if m in g.consumers]) for m in read}
+    out = (block for block in blocks if all(cut.get(group) == 0 for group in block.groups))
+    gone = {layer for block in out for layer in block.layers}
     shapes = shapes_of(programs.table)
     costs = {entry.task_id: entry.cost_ms for entry in programs.latencies}
     total, before, after, weights = 0.0, [], [], []
     for subgraph in programs.table.subgraphs:
         cost, module = costs.get(subgraph.task_id, 0.0), subgraph.module or ""
         shape = shapes[subgraph.task_id]
+        if module in gone:
+            continue
         if module not in outputs and module not in inputs:
             total += cost
             continue
-        if not outputs.get(module, 1.0) or not inputs.get(module, 1.0):
-            continue  # its block is taken out
         before.append(shape)
         after.append(shape.scaled(outputs.get(module, 1.0), inputs.get(module, 1.0)))
         weights.append(cost)

@@ -40,7 +40,7 @@ class Predictor(Parallel):
         ranked = []
         for candidate in candidates:
             cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
-            told_ms = predicted_ms(model, view.programs, groups, widths, cut)
+            told_ms = predicted_ms(model, view.programs, groups, widths, cut, view.blocks)
             gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
             if gain < 1.0 - prune.step_latency_ratio and candidate.trained_from is None:
                 continue

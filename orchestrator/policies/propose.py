@@ -42,15 +42,11 @@ def propose(
             passed_over.append(f"{task.name}: set aside")
             continue
         behind = groups_behind(task.task_id, tuned, groups, config)
-        if not behind:
+        modules = set(tuned.table.modules(task.task_id))
+        around = [block for block in blocks if modules & set(block.layers)]
+        if not behind and not around:
             continue
         found, refusals = open_groups(behind, parent.structure, tuned, config, finer=at_the_floor)
-        around = [
-            block for block in blocks if {group.group_id for group in behind} & set(block.groups)
-        ]
-        if not found and not around:
-            passed_over.append(f"{task.name}: {'; '.join(refusals)}")
-            continue
         alone = [[group] for group in found] if at_the_floor and len(found) > 1 else []
         cuts = [
             {group.group_id: width for group, width in zip(cut, widths, strict=True)}
@@ -65,7 +61,9 @@ def propose(
         ]
         new = {item.candidate_id: item for item in made if item.candidate_id not in tried}
         if not new.keys() - fresh.keys():
-            passed_over.append(f"{task.name}: every width proposed for it has been tried")
+            had = "every width proposed for it has been tried"
+            why = "; ".join(refusals) if refusals and not found else had
+            passed_over.append(f"{task.name}: {why}")
             continue
         fresh.update(new)
         tasks += 1

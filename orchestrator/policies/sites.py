@@ -7,31 +7,33 @@ from dataclasses import dataclass
 
 from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.latency_model import Shape, kept, shapes_of
-from schemas.network import ChannelGroup
+from schemas.network import Block, ChannelGroup
 from schemas.work import Tuned
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A call: what it costs now, and the groups whose channels it computes and reads."""
+    """A call: what it costs now, the groups whose channels it computes and reads, and those that go
+    with the block that it is in."""
 
     cost_ms: float
     shape: Shape
     computes: tuple[ChannelGroup, ...]
     reads: tuple[ChannelGroup, ...]
+    block: tuple[str, ...]
 
     def ms(self, costs: CallCosts, widths: Mapping[str, int], shares: Mapping[str, float]) -> float:
-        outputs, inputs = (kept(shares, widths, found) for found in (self.computes, self.reads))
-        if not outputs or not inputs:  # its block is taken out
+        if self.block and all(shares.get(group) == 0.0 for group in self.block):
             return 0.0
+        outputs, inputs = (kept(shares, widths, found) for found in (self.computes, self.reads))
         return self.cost_ms * costs.ratio(self.shape, outputs, inputs)
 
 
 class Sites:
     """The calls of a network: each is what was measured, times a ratio from what is known of costs.
 
-    Where groups keep a share of the channels that they have now. Without any, the layers that
-    compute or read them are gone.
+    Where groups keep a share of the channels that they have now. With the last channel of a block's
+    groups all calls of the block go.
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class Sites:
         groups: Sequence[ChannelGroup],
         widths: Mapping[str, int],
         costs: CallCosts,
+        blocks: Sequence[Block] = (),
     ) -> None:
-        """``programs`` are those of the network itself, ``widths`` the groups' widths in it."""
+        """``programs`` are those of the network itself, ``widths`` the groups' widths in it,
+        ``blocks`` those that may be taken out of it."""
+        within = {layer: block.groups for block in blocks for layer in block.layers}
         shapes = shapes_of(programs.table)
         measured = {entry.task_id: entry.cost_ms for entry in programs.latencies}
         self._costs = costs
@@ -55,9 +60,10 @@ class Sites:
                 shapes[subgraph.task_id],
                 tuple(group for group in groups if module in group.producers),
                 tuple(group for group in groups if module in group.consumers),
+                within.get(module or "", ()),
             )
-            for group in (*site.computes, *site.reads):
-                self._of[group.group_id].add(len(self._all))
+            for name in (*(g.group_id for g in (*site.computes, *site.reads)), *site.block):
+                self._of[name].add(len(self._all))
             self._all.append(site)
 
     def total_ms(self, shares: Mapping[str, float]) -> float:
@@ -65,6 +71,6 @@ class Sites:
         return sum(site.ms(self._costs, self._widths, shares) for site in self._all)
 
     def of_ms(self, groups: Iterable[str], shares: Mapping[str, float]) -> float:
-        """The calls that compute or read these groups' channels."""
+        """The calls that compute or read these groups' channels, or are in their blocks."""
         found = sorted(set[int]().union(*(self._of[group] for group in groups)))
         return sum(self._all[site].ms(self._costs, self._widths, shares) for site in found)

@@ -52,17 +52,20 @@ def whole_cuts(view: View) -> list[Candidate]:
         _cuttable(view), current.structure, view.programs, view.config, finer=lost
     )
     widths = _widths(view, current.structure)
-    sites = Sites(view.programs, groups, widths, CallCosts(view.samples))
+    sites = Sites(view.programs, groups, widths, CallCosts(view.samples), view.blocks)
     refused = _not_faster(view.search.decisions)
     found = [_without(group, refused) for group in found]
     blocks = [
         block for block in view.blocks if not all((name, 0) in refused for name in block.groups)
     ]
     made: dict[str, Candidate] = {}
-    for share in _shares(view, sites, widths):
+    for share in _shares(view):
         while share <= _LEAST_CUT:
             cut = _cut(sites, found, blocks, widths, dense, view.losses, share)
             candidate = candidate_of("", NAME, current, groups, cut, long_training=True)
+            left = {name: width / widths[name] for name, width in cut.items()}
+            kept = sites.total_ms(left) / sites.total_ms({})
+            candidate = candidate.model_copy(update={"kept_share": kept})
             if cut and candidate.candidate_id not in view.tried:
                 made.setdefault(candidate.candidate_id, candidate)
                 break
@@ -158,29 +161,19 @@ def _cut(
     return {name: round(part * now[name]) for name, part in shares.items()}
 
 
-def _shares(view: View, sites: Sites, now: Mapping[str, int]) -> tuple[float, ...]:
+def _shares(view: View) -> tuple[float, ...]:
     """What the candidates are to keep of the latency.
 
     Half as deep, on a scale of ratios, as the last cut that lost too much since the network was
     trained for long; at first as deep as the last one that lost too much before.
     """
-    since: list[float] = []
-    before: list[float] = []
-    parent = _widths(view, Structure())
+    lost: dict[bool, float] = {}
     for number, decision in enumerate(view.search.decisions):
-        then = _widths(view, decision.structure)
-        if decision.task_name == NAME and decision.lost_accuracy:
-            kept_ms, of_ms = (
-                sites.total_ms({name: widths[name] / width for name, width in now.items()})
-                for widths in (then, parent)
-            )
-            lost = before if number < view.search.recovered_after else since
-            lost.append(kept_ms / of_ms)
-        if decision.accepted:
-            parent = then
-    if since:
-        return (math.sqrt(since[-1]),)
-    return (min(before[-1], _AFTER_RECOVERY),) if before else FIRST_SHARES
+        if decision.task_name == NAME and decision.lost_accuracy and decision.kept_share:
+            lost[number >= view.search.recovered_after] = decision.kept_share
+    if True in lost:
+        return (math.sqrt(lost[True]),)
+    return (min(lost[False], _AFTER_RECOVERY),) if lost else FIRST_SHARES
 
 
 def _widths(view: View, structure: Structure) -> dict[str, int]:

@@ -361,7 +361,8 @@ def _library_lines(record: RunRecord, target: TargetSummary, path: str) -> str:
     configured = next(item for item in record.config.targets if item.name == target.target)
     device = runs_on(configured.tvm_target)
     exported = exported_of(record, target.target)
-    threads = exported.final.latency.threads if exported else 1
+    assert exported is not None, "its library was"
+    threads = exported.final.latency.threads
     snippet = (
         f'import os\n\nos.environ["TVM_NUM_THREADS"] = "{threads}"'
         "  # as it was measured; TVM's own choice may be far slower\n\n"

@@ -155,7 +155,12 @@ def test_the_predictor_looks_at_other_tasks_where_it_expects_nothing_of_the_slow
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def told_ms(
-        model: object, tuned: Tuned, groups: object, widths: object, cut: Mapping[str, int]
+        model: object,
+        tuned: Tuned,
+        groups: object,
+        widths: object,
+        cut: Mapping[str, int],
+        blocks: object,
     ) -> float:
         return tuned.sum_ms * (1.0 if "flat" in cut else 0.5)
 

@@ -73,6 +73,7 @@ def lost(candidate: Candidate) -> Decision:
         screen_key="screened",
         fine_tune_key="trained",
         long_training=candidate.long_training,
+        kept_share=candidate.kept_share,
         accepted=False,
         reason="below the floor",
     )
@@ -435,7 +436,7 @@ def test_a_block_that_was_no_faster_without_it_stays_and_so_it_does_in_an_ablati
 
 def test_without_a_block_its_calls_cost_nothing() -> None:
     tuned = fake_world.tuned(Structure(), "host")
-    sites = Sites(tuned, fake_world.groups(), dict(fake_world.LAYERS), CallCosts({}))
+    sites = Sites(tuned, fake_world.groups(), dict(fake_world.LAYERS), CallCosts({}), [DEEP])
     left = sum(
         tuned.latency(site.task_id).cost_ms
         for site in tuned.table.subgraphs
@@ -443,7 +444,7 @@ def test_without_a_block_its_calls_cost_nothing() -> None:
     )
     assert sites.total_ms({"deep": 0.0}) == pytest.approx(left)
     model = LatencyModel(samples_of([tuned]))
-    told = predicted_ms(model, tuned, fake_world.groups(), fake_world.LAYERS, {"deep": 0})
+    told = predicted_ms(model, tuned, fake_world.groups(), fake_world.LAYERS, {"deep": 0}, [DEEP])
     assert told == pytest.approx(left)
 
 

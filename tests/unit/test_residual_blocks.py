@@ -106,6 +106,80 @@ def test_a_block_that_is_called_twice_stays() -> None:
     assert names_of(Network(Adding(), times=2)) == []
 
 
+class Ending(Adding):
+    """Ends in something that needs no parameters of its own to change what it is given."""
+
+    def __init__(self, ending: nn.Module) -> None:
+        super().__init__()
+        self.ending = ending
+
+    def forward(self, maps: Tensor) -> Tensor:
+        ended: Tensor = self.ending(super().forward(maps))
+        return ended
+
+
+class InPlace(Adding):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.relu_())
+
+
+class Aliased(Network):
+    """What the block is given is read once more, after its output was overwritten."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        given = self.stem(images)
+        logits: Tensor = self.head((self.parts(given).relu_() + given).mean((2, 3)))
+        return logits
+
+
+class Marked(Network):
+    """Asks its blocks for more than their outputs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        for part in self.parts:
+            maps = part.share * part(maps)
+        logits: Tensor = self.head(maps.mean((2, 3)))
+        return logits
+
+
+class Named(Network):
+    """Has its block under two names."""
+
+    def __init__(self) -> None:
+        super().__init__(Adding())
+        self.again = self.parts[0]
+
+
+class Inverse(Adding):
+    """Cannot compute anything with its parameters at zero."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        square = self.second.weight[:, :8, 1, 1]
+        return super().forward(maps) + 0 * torch.linalg.inv(square).sum()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network(Ending(nn.ReLU())),
+        Network(Ending(nn.BatchNorm2d(8, affine=False))),
+        Network(InPlace()),
+        Network(Inverse()),
+        Aliased(Adding()),
+        Marked(Adding()),
+        Named(),
+    ],
+    ids=lambda network: f"{type(network).__name__}-{type(network.parts[0]).__name__}",
+)
+def test_what_only_looks_like_a_block_stays(network: nn.Module) -> None:
+    assert names_of(network) == []
+
+
+def test_one_block_that_must_stay_keeps_no_other() -> None:
+    assert names_of(Network(Adding(), InPlace(), Adding())) == ["parts.0", "parts.2"]
+
+
 def test_what_the_configuration_keeps_stays() -> None:
     for changes in (
         {"exclude": ["layer2.1.*"]},
@@ -122,25 +196,25 @@ def test_without_a_block_a_network_computes_what_it_does_with_a_silent_one() -> 
     with torch.no_grad():
         for parameter in silent.get_submodule("layer2.1").parameters():
             parameter.zero_()
-    shorter = without_blocks(network, IMAGES[:1], ["layer2.1.conv1"])
+    shorter = without_blocks(network, ["layer1.1", "layer2.1"], ["layer2.1.conv1"])
     assert torch.equal(outputs(shorter), outputs(silent))
     assert not torch.equal(outputs(shorter), outputs(network))
 
 
 def test_a_layer_that_is_in_no_block_cannot_be_taken_out() -> None:
     with pytest.raises(ValueError, match="is in no residual block that could be taken out"):
-        without_blocks(resnet(), IMAGES[:1], ["layer2.0.conv1"])
+        without_blocks(resnet(), ["layer1.1", "layer2.1"], ["layer2.0.conv1"])
 
 
 def test_a_chain_of_cuts_with_blocks_loads_into_the_network_built_from_its_widths() -> None:
     network = resnet()
-    groups = channel_groups(network, IMAGES[:1])
+    groups, blocks = channel_groups(network, IMAGES[:1]), blocks_of(network)
     structure = Structure()
     for widths in (
         {"layer1.1.conv1": 0, "layer2.1.conv1": 64, "conv1": 48},
         {"layer2.1.conv1": 0, "layer4.0.conv2": 256, "layer1.0.conv1": 0},
     ):
-        network = prune_to(network, IMAGES[:1], groups, widths)
+        network = prune_to(network, IMAGES[:1], groups, widths, blocks=blocks)
         structure = structure.with_widths(widths)
     rebuilt = materialise(resnet, IMAGES[:1], structure)
     rebuilt.load_state_dict(network.state_dict(), strict=True)

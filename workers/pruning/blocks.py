@@ -1,14 +1,16 @@
 """Residual blocks: parts of a network that add to their input, and may be taken out as a whole.
 
-Whether a module is one is found out by trying: with all its parameters at zero, it gives back what
-it is given. Then, without it, its input goes on unchanged. Taking whole layers out besides filters:
-Elkerdawy et al., To Filter Prune, or to Layer Prune, That Is the Question (ACCV 2020).
+Which modules are such blocks is found out by trying, on random weights: with all its parameters at
+zero, one gives back what it is given; and the network without it computes what it does with it at
+zero, and runs in training. Taking whole layers out besides filters: Elkerdawy et al., To Filter
+Prune, or to Layer Prune, That Is the Question (ACCV 2020).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from schemas.config import PruneConfig
 from schemas.network import Block, ChannelGroup
 from workers.pruning.dependency import LAYERS, evaluating, on_device_of
-from workers.pruning.trial import random_images
+from workers.pruning.trial import output_of, random_images, randomised, why_it_cannot_train
 
 
 def residual_blocks(
@@ -31,10 +33,9 @@ def residual_blocks(
     a prunable group of their own. ``groups`` are those of the network, ``example_input`` an image.
     """
     found: list[Block] = []
-    for name in _innermost(_residual(model, example_input)):
-        inside = f"{name}."
+    for name in residual_modules(model, example_input):
         layers = tuple(
-            f"{inside}{inner}"
+            f"{name}.{inner}"
             for inner, module in model.get_submodule(name).named_modules()
             if isinstance(module, LAYERS)
         )
@@ -47,21 +48,37 @@ def residual_blocks(
     return tuple(found)
 
 
-def without_blocks(model: nn.Module, example_input: Tensor, layers: Sequence[str]) -> nn.Module:
-    """A copy of the network without the innermost residual blocks that hold these layers.
+def residual_modules(model: nn.Module, example_input: Tensor) -> list[str]:
+    """The names of the innermost residual blocks of a network, whatever its weights."""
+    network = randomised(model)
+    found = _innermost(_giving_back(network, example_input))
+    if not _is_another(network, example_input, found):
+        return found
+    return [name for name in found if not _is_another(network, example_input, [name])]
 
-    Raises ``ValueError`` for a layer that is in none.
+
+def without_blocks(model: nn.Module, blocks: Iterable[str], layers: Sequence[str]) -> nn.Module:
+    """A copy of the network without those of ``blocks`` that hold the layers.
+
+    Raises ``ValueError`` for a layer that is in none of them.
     """
     network = copy.deepcopy(model)
-    wanted = {name for layer in layers for name in _around(layer)}
-    blocks = _innermost(_residual(network, example_input, wanted))
-    for layer in layers:
-        if not any(layer.startswith(f"{name}.") for name in blocks):
-            raise ValueError(f"{layer!r} is in no residual block that could be taken out")
-    for name in blocks:
-        parent, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, nn.Identity())
+    around = {layer: _around(layer, blocks) for layer in layers}
+    for name in set(around.values()):
+        _put(network, name, nn.Identity())
     return network
+
+
+def _around(layer: str, blocks: Iterable[str]) -> str:
+    for name in blocks:
+        if layer.startswith(f"{name}."):
+            return name
+    raise ValueError(f"{layer!r} is in no residual block that could be taken out")
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, module)
 
 
 def _kept(layers: Sequence[str], config: PruneConfig) -> bool:
@@ -74,35 +91,51 @@ def _kept(layers: Sequence[str], config: PruneConfig) -> bool:
     )
 
 
-def _around(layer: str) -> Iterator[str]:
-    """The modules that hold a layer, the innermost first."""
-    while "." in layer:
-        layer = layer.rpartition(".")[0]
-        yield layer
-
-
 def _innermost(names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
-def _residual(model: nn.Module, example_input: Tensor, wanted: set[str] | None = None) -> list[str]:
+def _giving_back(model: nn.Module, example_input: Tensor) -> list[str]:
     """The modules with layers that give back their input once their parameters are zero."""
+    named = list(model.named_modules(remove_duplicate=False))
+    names = Counter(module for _, module in named)
     modules = {
         name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if name
-        and (wanted is None or name in wanted)
-        and not isinstance(module, LAYERS)
-        and any(isinstance(inner, LAYERS) for inner in module.modules())
+        for name, module in named
+        if name and names[module] == 1 and _has_layers_of_its_own(module, names)
     }
     found = []
     with torch.no_grad(), evaluating(model):
         for name, given in _inputs(model, example_input, modules).items():
-            with _zeroed(modules[name]):
-                output = modules[name](given)
+            try:
+                with _zeroed(modules[name]):
+                    output = modules[name](given.clone())
+            except Exception:  # whatever a module raises whose parameters are zero
+                continue
             if isinstance(output, Tensor) and torch.equal(output, given):
                 found.append(name)
     return found
+
+
+def _has_layers_of_its_own(module: nn.Module, names: Mapping[nn.Module, int]) -> bool:
+    """Layers, none of which has another name elsewhere."""
+    layers = [inner for inner in module.modules() if isinstance(inner, LAYERS)]
+    return bool(layers) and module not in layers and all(names[layer] == 1 for layer in layers)
+
+
+def _is_another(network: nn.Module, example_input: Tensor, blocks: Sequence[str]) -> bool:
+    """Whether the network without these blocks is not the one with them at zero."""
+    shorter = copy.deepcopy(network)
+    try:
+        with torch.no_grad(), _zeroed(*(network.get_submodule(name) for name in blocks)):
+            expected = output_of(network, example_input)
+        for name in blocks:
+            _put(shorter, name, nn.Identity())
+        return not torch.equal(output_of(shorter, example_input), expected) or bool(
+            why_it_cannot_train(shorter, example_input)
+        )
+    except Exception:  # the network's own forward may ask its blocks for more than outputs
+        return True
 
 
 def _inputs(
@@ -139,13 +172,14 @@ def _inputs(
 
 
 @contextmanager
-def _zeroed(module: nn.Module) -> Iterator[None]:
-    """The module with all parameters at zero; they are put back afterwards."""
-    kept = {name: parameter.clone() for name, parameter in module.named_parameters()}
+def _zeroed(*modules: nn.Module) -> Iterator[None]:
+    """The modules with all parameters at zero; they are put back afterwards."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    kept = [parameter.clone() for parameter in parameters]
     try:
-        for parameter in module.parameters():
+        for parameter in parameters:
             parameter.zero_()
         yield
     finally:
-        for name, parameter in module.named_parameters():
-            parameter.copy_(kept[name])
+        for parameter, before in zip(parameters, kept, strict=True):
+            parameter.copy_(before)

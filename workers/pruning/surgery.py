@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from schemas.network import ChannelGroup, NetworkInfo, Structure
-from workers.pruning.blocks import without_blocks
+from schemas.network import Block, ChannelGroup, NetworkInfo, Structure
+from workers.pruning.blocks import residual_modules, without_blocks
 from workers.pruning.dependency import LAYERS, Surgeon, evaluating, on_device_of, out_channels
 from workers.pruning.importance import Ranking, group_importance, least_important
 
@@ -20,14 +20,16 @@ def prune_to(
     groups: Sequence[ChannelGroup],
     widths: Mapping[str, int],
     ranking: Ranking = "l1",
+    blocks: Sequence[Block] = (),
 ) -> nn.Module:
     """A new network whose groups have ``widths``; ``model`` stays as it is.
 
     ``widths`` maps a group_id to the channels that stay, counted absolutely: the model may be dense
     or pruned already, and groups that are not named keep the width they have. Where none stay, the
-    residual block that computes them is taken out. ``groups`` are those of the dense network. All
-    importances are taken from ``model`` before any channel is cut, so that the order of the groups
-    does not matter. Raises ``ValueError`` for a width or group that is not possible.
+    one of ``blocks`` that computes them is taken out. ``groups`` and ``blocks`` are those of the
+    dense network. All importances are taken from ``model`` before any channel is cut, so that the
+    order of the groups does not matter. Raises ``ValueError`` for a width or group that is not
+    possible.
     """
     known = {group.group_id: group for group in groups}
     for group_id, width in widths.items():
@@ -39,21 +41,29 @@ def prune_to(
         if width % group.divisor:
             raise ValueError(f"width {width} of {group_id} is no multiple of {group.divisor}")
     divisors = {group_id: known[group_id].divisor for group_id in widths}
-    return _cut(model, example_input, widths, divisors, ranking)
+    names = [block.block_id for block in blocks]
+    return _cut(model, example_input, widths, divisors, ranking, names)
 
 
 def materialise(
-    build_dense: Callable[[], nn.Module], example_input: Tensor, structure: Structure
+    build_dense: Callable[[], nn.Module],
+    example_input: Tensor,
+    structure: Structure,
+    blocks: Sequence[Block] | None = None,
 ) -> nn.Module:
     """A network of the given structure, whose state dictionary loads with ``strict=True``.
 
     Builds the dense network and cuts it to the structure's widths. Which channels stay says
-    nothing: the weights are to be loaded.
+    nothing: the weights are to be loaded. ``blocks`` saves finding out the dense network's again.
     """
     dense = build_dense()
     if not structure.widths:
         return dense
-    return _cut(dense, example_input, structure.widths, {}, "first")
+    if blocks is not None:
+        names = [block.block_id for block in blocks]
+    else:
+        names = residual_modules(dense, example_input) if structure.gone else []
+    return _cut(dense, example_input, structure.widths, {}, "first", names)
 
 
 def _cut(
@@ -62,10 +72,11 @@ def _cut(
     widths: Mapping[str, int],
     divisors: Mapping[str, int],
     ranking: Ranking,
+    blocks: Sequence[str],
 ) -> nn.Module:
     gone = [group_id for group_id, width in widths.items() if not width]
     if gone:
-        model = without_blocks(model, example_input, gone)
+        model = without_blocks(model, blocks, gone)
         widths = {group_id: width for group_id, width in widths.items() if width}
     surgeon = Surgeon(model, example_input)
     names = dict(surgeon.layers())

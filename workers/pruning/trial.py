@@ -43,7 +43,7 @@ def failures(
 
     The others pass their trial together. ``model`` is the dense network; it stays as it is.
     """
-    return _failures(_randomised(model), example_input, groups) if groups else {}
+    return _failures(randomised(model), example_input, groups) if groups else {}
 
 
 def _failures(
@@ -79,8 +79,8 @@ def _trial(dense: nn.Module, example_input: Tensor, groups: Sequence[ChannelGrou
                 absent.setdefault(member.layer.weight, []).extend(member.channels)
             surgeon.cut(group.group_id, removed)
         with _NormalisedWithout(absent):
-            expected = _output(masked.model, example_input)
-        found = _output(surgeon.model, example_input)
+            expected = output_of(masked.model, example_input)
+        found = output_of(surgeon.model, example_input)
     except Exception as error:
         return f"a trial cut failed ({type(error).__name__}: {error})"
     if expected.shape != found.shape:
@@ -89,10 +89,10 @@ def _trial(dense: nn.Module, example_input: Tensor, groups: Sequence[ChannelGrou
     difference = float((expected - found).abs().max() / scale)
     if not difference <= _TOLERANCE[expected.dtype]:
         return f"a trial cut changed what other channels compute (relative error {difference:.1g})"
-    return _why_it_cannot_train(surgeon.model, example_input)
+    return why_it_cannot_train(surgeon.model, example_input)
 
 
-def _why_it_cannot_train(network: nn.Module, example_input: Tensor) -> str:
+def why_it_cannot_train(network: nn.Module, example_input: Tensor) -> str:
     """What only training computes, as auxiliary classifiers do, may read the channels too."""
     images = on_device_of(network, random_images(example_input)[:1].repeat(2, 1, 1, 1))
     try:
@@ -161,7 +161,7 @@ class _NormalisedWithout(TorchFunctionMode):
         return scaled if bias is None else scaled + bias
 
 
-def _randomised(model: nn.Module) -> nn.Module:
+def randomised(model: nn.Module) -> nn.Module:
     """A copy with random weights, so that no layer is silent by chance; in float64 unless big."""
     network = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(_SEED)
@@ -188,7 +188,7 @@ def random_images(example_input: Tensor) -> Tensor:
     return torch.randn(example_input.shape, generator=generator)
 
 
-def _output(model: nn.Module, example_input: Tensor) -> Tensor:
+def output_of(model: nn.Module, example_input: Tensor) -> Tensor:
     """The network's output on random images of the example's shape."""
     with torch.no_grad(), evaluating(model):
         return first_tensor(model(on_device_of(model, random_images(example_input))))

@@ -59,7 +59,7 @@ class Bundles:
         if key not in self._known:
             model = self._networks.of_structure(structure, fraction)
             program = self._program(model, fraction)
-            if self._forms is None and fraction is None and structure == Structure():
+            if self._forms is None and fraction is None and not structure.widths:
                 self._forms = self._forms_of(program)
             relax = relax_network(program, self._target, self.forms())
             table = build_table(relax, self._target)
