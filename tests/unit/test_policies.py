@@ -145,17 +145,18 @@ def test_the_block_around_a_task_may_be_taken_out_too_once() -> None:
     block = Block(block_id="block", groups=("fragile", "flat"), layers=("fragile", "flat", "deep"))
     config = PRUNE.model_copy(update={"tasks_per_round": 9, "widths_per_task": 1})
 
-    def taken_out(*tried: str) -> list[Candidate]:
+    def taken_out(*tried: str, behind: str = "") -> list[Candidate]:
         groups, parent = fake_world.groups(), fake_world.network()
-        found = propose(
-            rank_tasks(tuned), tuned, groups, parent, (), tried, config, blocks=[block]
-        ).candidates
-        return [item for item in found if item.structure.gone]
+        ranking = [task for task in rank_tasks(tuned) if task.name.startswith(behind)]
+        found = propose(ranking, tuned, groups, parent, (), tried, config, blocks=[block])
+        return [item for item in found.candidates if item.structure.gone]
 
     (found,) = taken_out()
     assert found.structure.gone == set(block.groups)
     assert (found.widths_before, found.widths_after) == ((32, 48), (0, 0))
     assert taken_out(found.candidate_id) == []
+    assert taken_out(behind="deep") != [], "its layers are those that write to the sum, too"
+    assert taken_out(behind="stem") == []
 
 
 def test_groups_that_must_not_be_pruned_are_never_proposed() -> None:

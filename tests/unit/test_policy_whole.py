@@ -434,6 +434,17 @@ def test_a_block_that_was_no_faster_without_it_stays_and_so_it_does_in_an_ablati
         assert found and not any(item.structure.gone for item in found)
 
 
+def test_how_deep_a_lost_cut_was_is_remembered_when_its_block_has_gone_since() -> None:
+    losses = {"stem": 1.0, "fragile": 1.0, "flat": 1.0, "deep": 1e-9}
+    first = whole_cuts(view(losses=losses, blocks=(DEEP,)))[-1]
+    assert first.structure.gone and first.kept_share is not None
+    found = whole_cuts(
+        view(lost(first), structure=Structure(widths={"deep": 0}), losses=losses, blocks=(DEEP,))
+    )
+    expected = math.sqrt(first.kept_share)
+    assert [expected - 0.1 < (item.kept_share or 0.0) <= expected for item in found] == [True]
+
+
 def test_without_a_block_its_calls_cost_nothing() -> None:
     tuned = fake_world.tuned(Structure(), "host")
     sites = Sites(tuned, fake_world.groups(), dict(fake_world.LAYERS), CallCosts({}), [DEEP])
