@@ -401,6 +401,16 @@ def test_a_block_goes_where_its_latency_is_worth_more_than_its_loss() -> None:
         assert found and all(item.structure.gone == gone for item in found)
 
 
+def test_of_several_blocks_half_go_at_once() -> None:
+    blocks = tuple(
+        Block(block_id=f"block {name}", groups=(name,), layers=(name,))
+        for name in ("stem", "fragile", "deep")
+    )
+    losses = {"stem": 1e-9, "fragile": 1e-9, "flat": 1e3, "deep": 1e-9}
+    found = whole_cuts(view(losses=losses, blocks=blocks))
+    assert found and max(len(item.structure.gone) for item in found) == 1
+
+
 def test_a_block_that_is_gone_is_not_cut_again() -> None:
     structure = Structure(widths={"deep": 0})
     seen = view(
