@@ -16,7 +16,7 @@ from orchestrator.policies.whole import FIRST_SHARES, NAME, needs_recovery, whol
 from orchestrator.search_parts import fine_tuning
 from orchestrator.states import Decision
 from schemas.config import PruneConfig
-from schemas.network import Block, ChannelGroup, Sensitivity, Structure
+from schemas.network import Block, Sensitivity, Structure
 from schemas.work import Candidate, Prepared
 
 UNIT = 4
