@@ -23,7 +23,7 @@ from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.latency_model import LatencyModel, Shape, predicted_ms, samples_of
 from orchestrator.policies.sites import Sites
 from orchestrator.store.reader import read_run
-from schemas.network import ChannelGroup, Structure
+from schemas.network import Block, ChannelGroup, Structure
 from schemas.record import RunRecord
 from schemas.work import Candidate, Prepared, Screened, ScreenWork, Tuned, TuneWork
 
@@ -37,8 +37,18 @@ class Asked:
     candidate: Candidate
     parent: Tuned
     structure: Structure
-    groups: Sequence[ChannelGroup]
+    prepared: Prepared
     samples: Samples
+
+    @property
+    def groups(self) -> Sequence[ChannelGroup]:
+        """Of the parent."""
+        return self.prepared.groups_in(self.structure)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """Of the parent."""
+        return self.prepared.blocks_in(self.structure)
 
 
 Share = Callable[[Asked], float]
@@ -50,12 +60,14 @@ def by_latency_model(asked: Asked) -> float:
     widths = _widths(asked)
     cut = dict(zip(asked.candidate.groups, asked.candidate.widths_after, strict=True))
     model = LatencyModel(asked.samples)
-    return predicted_ms(model, asked.parent, asked.groups, widths, cut) / asked.parent.sum_ms
+    told_ms = predicted_ms(model, asked.parent, asked.groups, widths, cut, asked.blocks)
+    return told_ms / asked.parent.sum_ms
 
 
 def by_call_costs(asked: Asked) -> float:
     """As cuts of the whole network are made."""
-    sites = Sites(asked.parent, asked.groups, _widths(asked), CallCosts(asked.samples))
+    costs = CallCosts(asked.samples)
+    sites = Sites(asked.parent, asked.groups, _widths(asked), costs, asked.blocks)
     item = asked.candidate
     cuts = zip(item.groups, item.widths_before, item.widths_after, strict=True)
     return sites.total_ms({name: new / old for name, old, new in cuts}) / sites.total_ms({})
@@ -75,14 +87,14 @@ def networks_of(record: RunRecord) -> list[Tuned]:
 
 def shares(record: RunRecord, share: Share, earlier: Samples, *, learns: bool) -> list[float]:
     """What the model told of each candidate."""
-    groups: Sequence[ChannelGroup] = ()
+    prepared: Prepared | None = None
     known: list[Tuned] = []
     of_structure: dict[str, Tuned] = {}
     told = []
     for item in record.work:
         work, outcome = item.work, item.outcome
         if isinstance(outcome, Prepared):
-            groups = outcome.groups
+            prepared = outcome
         elif isinstance(outcome, Tuned):
             known.append(outcome)
             if isinstance(work, TuneWork) and work.network is not None:
@@ -91,7 +103,8 @@ def shares(record: RunRecord, share: Share, earlier: Samples, *, learns: bool) -
             before = work.candidate.parent.structure
             samples = {**earlier, **samples_of(known)} if learns else {}
             parent = of_structure[before.model_dump_json()]
-            told.append(share(Asked(work.candidate, parent, before, groups, samples)))
+            assert prepared is not None, "what a run does first"
+            told.append(share(Asked(work.candidate, parent, before, prepared, samples)))
             known.append(outcome.tuned)
             of_structure.setdefault(work.candidate.structure.model_dump_json(), outcome.tuned)
     return told

@@ -214,7 +214,7 @@ class PruneConfig(Section):
         description="Confidence of the latency gate's one-sided bound.",
     )
     min_width_fraction: float = Field(
-        default=0.1, gt=0.0, le=1.0, description="Least share of a group's channels that is kept."
+        default=0.1, gt=0.0, le=1.0, description="Least kept share of a group; its block may go."
     )
     tasks_per_round: int = Field(
         default=3, ge=1, description="Slowest tasks proposed from at once."

@@ -76,6 +76,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_call_of_a_shorter_network_has_its_counterpart(name: str) -> None:
     build, count = NETWORKS[name]

@@ -30,7 +30,8 @@ def residual_blocks(
     """The innermost residual blocks of a dense network that may be taken out, in its order.
 
     Not those with a layer that the configuration excludes or gives a least width, nor those without
-    a prunable group of their own. ``groups`` are those of the network, ``example_input`` an image.
+    a prunable group of their own. ``groups`` are those of the network, ``example_input`` an image,
+    ``(1, channels, height, width)``. A module that raises when it is tried is no block.
     """
     found: list[Block] = []
     for name in residual_modules(model, example_input):
