@@ -126,6 +126,7 @@ def run(config_path: ConfigPath, settings: Settings = None) -> None:
 @app.command()
 def status(run_dir: RunFolder) -> None:
     """Say how far a run is."""
+    from orchestrator.progress import trainings_in_flight
     from orchestrator.run_folder import is_locked
 
     record = _read(run_dir)
@@ -152,6 +153,9 @@ def status(run_dir: RunFolder) -> None:
         )
     print_table(["target", "state", "steps accepted", "validation", "floor", "stopped by"], rows)
     typer.echo(f"units of work finished: {len(record.work)}")
+    for training in trainings_in_flight(run_dir):
+        told = (f"epoch {training.epoch}/{training.epochs}", training.accuracy)
+        typer.echo(f"training: {training.name}, {', '.join(filter(None, told))}")
     for event in record.events[-5:]:
         typer.echo(f"  {event.sequence:>4}  {event.target}  {event.state}  {event.message}")
     raise typer.Exit(1 if record.state == "failed" else 0)

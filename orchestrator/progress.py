@@ -1,10 +1,12 @@
-"""Progress bars of the trainings in flight, on a terminal."""
+"""The trainings in flight: as workers tell of them, and as bars on a terminal."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -13,9 +15,56 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 FOLDER = "progress"
 FRESH_S = 10.0
-"""A training that has not written for so long is over, or stuck; its bar goes."""
+"""A training that has not written for so long is over, or stuck."""
 
 _NAMES = {"prepare": "dense network", "uniform": "uniform network", "fine_tune": "fine-tuning"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How far a training is: in batch ``batch`` of ``batches`` of epoch ``epoch`` of ``epochs``.
+
+    ``key`` tells it from others. ``val_accuracy`` is that of the last finished epoch.
+    """
+
+    key: str
+    name: str
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    loss: float
+    val_accuracy: float | None
+
+    @property
+    def accuracy(self) -> str:
+        """In words; empty before the first epoch has ended."""
+        return "" if self.val_accuracy is None else f"validation {self.val_accuracy:.2%}"
+
+
+def trainings_in_flight(run_dir: Path, since: float = 0.0) -> Iterator[Training]:
+    """What trainings wrote to ``RUN_DIR/progress`` in the last ``FRESH_S`` seconds, unless they
+    ended, nor before ``since``, in seconds since 1970."""
+    oldest = max(since, time.time() - FRESH_S)
+    for path in sorted((run_dir / FOLDER).glob("*.json")):
+        try:
+            if path.stat().st_mtime < oldest:
+                continue
+            told = json.loads(path.read_text())
+        except (OSError, ValueError):  # being replaced this moment
+            continue
+        if told["epoch"] >= told["epochs"] and told["batch"] >= told["batches"]:
+            continue
+        yield Training(
+            key=path.name,
+            name=_NAMES.get(told["what"], told["what"]),
+            epoch=told["epoch"],
+            epochs=told["epochs"],
+            batch=told["batch"],
+            batches=told["batches"],
+            loss=told["loss"],
+            val_accuracy=told["val_accuracy"],
+        )
 
 
 class TrainingBars:
@@ -23,7 +72,7 @@ class TrainingBars:
 
     def __init__(self, run_dir: Path, began_at: float) -> None:
         """``began_at``: seconds since the epoch; what was written before is another start's."""
-        self._folder = run_dir / FOLDER
+        self._run_dir = run_dir
         self._began_at = began_at
         self._bars: dict[str, TaskID] = {}
         self._progress: Progress | None = None
@@ -63,41 +112,25 @@ class TrainingBars:
 
     def update(self) -> None:
         """Look at what the trainings wrote last."""
-        if self._progress is None or not self._folder.is_dir():
+        if self._progress is None:
             return
-        oldest = max(self._began_at, time.time() - FRESH_S)
         seen = set()
-        for path in self._folder.glob("*.json"):
-            try:
-                if path.stat().st_mtime < oldest:
-                    continue
-                told = json.loads(path.read_text())
-            except (OSError, ValueError):  # being replaced this moment
-                continue
-            if told["epoch"] >= told["epochs"] and told["batch"] >= told["batches"]:
-                continue
-            seen.add(path.name)
-            self._show(self._progress, path.name, told)
-        for name in set(self._bars) - seen:
-            self._progress.remove_task(self._bars.pop(name))
+        for training in trainings_in_flight(self._run_dir, self._began_at):
+            seen.add(training.key)
+            self._show(self._progress, training)
+        for key in set(self._bars) - seen:
+            self._progress.remove_task(self._bars.pop(key))
 
-    def _show(self, progress: Progress, name: str, told: dict[str, float | str | None]) -> None:
-        if name not in self._bars:
-            self._bars[name] = progress.add_task(
-                _NAMES.get(str(told["what"]), str(told["what"])),
-                total=None,
-                epoch="",
-                loss=0.0,
-                accuracy="",
+    def _show(self, progress: Progress, training: Training) -> None:
+        if training.key not in self._bars:
+            self._bars[training.key] = progress.add_task(
+                training.name, total=None, epoch="", loss=0.0, accuracy=""
             )
-        epoch, epochs = int(told["epoch"] or 0), int(told["epochs"] or 0)
-        batch, batches = int(told["batch"] or 0), int(told["batches"] or 1)
-        accuracy = told["val_accuracy"]
         progress.update(
-            self._bars[name],
-            total=epochs * batches,
-            completed=max(0, epoch - 1) * batches + batch,
-            epoch=f"{epoch}/{epochs}",
-            loss=float(told["loss"] or 0.0),
-            accuracy="" if accuracy is None else f"validation {float(accuracy):.2%}",
+            self._bars[training.key],
+            total=training.epochs * training.batches,
+            completed=max(0, training.epoch - 1) * training.batches + training.batch,
+            epoch=f"{training.epoch}/{training.epochs}",
+            loss=training.loss,
+            accuracy=training.accuracy,
         )

@@ -265,6 +265,16 @@ def test_status(run_dir: Path, capsys: Any) -> None:
     assert "8 of 14" in capsys.readouterr().out
 
 
+def test_status_tells_how_far_a_training_is(run_dir: Path, capsys: Any) -> None:
+    (run_dir / "progress").mkdir()
+    told = {"what": "prepare", "epoch": 2, "epochs": 24, "batch": 5, "batches": 9}
+    told |= {"loss": 0.5, "val_accuracy": 0.1875}
+    (run_dir / "progress" / "a.json").write_text(json.dumps(told))
+    assert call("status", str(run_dir)) == 0
+    said = capsys.readouterr().out
+    assert "training: dense network, epoch 2/24, validation 18.75%" in said
+
+
 def test_status_of_what_is_no_run(tmp_path: Path, capsys: Any) -> None:
     assert call("status", str(tmp_path / "none")) == 2
     assert call("status", str(tmp_path)) == 2
