@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.policies.candidates import is_within
 from orchestrator.policies.judge import Verdict
 from orchestrator.policies.latency_model import Shape, samples_of, samples_of_tasks
 from orchestrator.policies.screen import ScreenDecision
 from orchestrator.states import Contender, Decision, RankedTask, Search
 from schemas.base import Schema
 from schemas.config import PruneConfig
-from schemas.network import Block, ChannelGroup, Sensitivity, Trained
+from schemas.network import Block, ChannelGroup, Sensitivity, Structure, Trained
 from schemas.table import Comparison, KnownTask
 from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
+
+NARROWLY = 0.01
+"""Of accuracy: what one more training of a lost cut is hoped to gain at most."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,26 @@ class View:
     def tried(self) -> set[str]:
         """Candidates that have been decided upon."""
         return {decision.candidate_id for decision in self.search.decisions}
+
+    @property
+    def missed(self) -> list[Structure]:
+        """What was trained for long and missed the floor by more than ``NARROWLY`` at its best.
+
+        A network that is nowhere wider will not hold it either. Left out are those of which the
+        current network shows the contrary.
+        """
+        best: dict[str, tuple[Structure, float]] = {}
+        for item in self.search.decisions:
+            if item.lost_accuracy and item.long_training and item.val_accuracy is not None:
+                name = item.structure.model_dump_json()
+                _, before = best.get(name, (item.structure, -math.inf))
+                best[name] = (item.structure, max(before, item.val_accuracy))
+        now = self.search.current.structure.widths
+        return [
+            structure
+            for structure, accuracy in best.values()
+            if self.search.floor - accuracy > NARROWLY and not is_within(now, [structure])
+        ]
 
     def with_expected_loss(self, candidate: Candidate) -> Candidate:
         """The candidate with the rise that the sensitivities let expect, where they are known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -88,6 +89,14 @@ def allowed_width(group: ChannelGroup, width: int, config: PruneConfig) -> int:
     """The least width from ``width`` on that the group and the configuration allow."""
     least = max(width, least_of(group, config))
     return min(group.channels, -(-least // group.divisor) * group.divisor)
+
+
+def is_within(widths: Mapping[str, int], others: Sequence[Structure]) -> bool:
+    """Whether a network of these widths is nowhere wider than one of the others."""
+    return any(
+        all(widths.get(group, math.inf) <= width for group, width in other.widths.items())
+        for other in others
+    )
 
 
 def candidate_of(

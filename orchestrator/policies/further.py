@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.policies.base import View
+from orchestrator.policies.base import NARROWLY, View
 from orchestrator.policies.candidates import candidate_of
 from orchestrator.policies.gates import least_accuracy
 from orchestrator.states import Decision
 from schemas.network import Trained
 from schemas.work import Candidate
 
-NARROWLY = 0.01
-"""Of accuracy: what the first further training is hoped to gain at most."""
 MOST_TIMES = 3
 _SUFFIX = ", trained further"
 

@@ -70,6 +70,7 @@ class Parallel:
             view.tried,
             config,
             blocks=view.blocks,
+            missed=view.missed,
             at_the_floor=at_the_floor,
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from orchestrator.policies.base import Proposal
-from orchestrator.policies.candidates import candidate_of, groups_behind, open_groups
+from orchestrator.policies.candidates import candidate_of, groups_behind, is_within, open_groups
 from orchestrator.states import RankedTask
 from orchestrator.widths import joint_widths
 from schemas.config import PruneConfig
-from schemas.network import Block, ChannelGroup, Trained
+from schemas.network import Block, ChannelGroup, Structure, Trained
 from schemas.work import Candidate, Tuned
 
 
@@ -23,12 +23,14 @@ def propose(
     config: PruneConfig,
     *,
     blocks: Sequence[Block] = (),
+    missed: Sequence[Structure] = (),
     at_the_floor: bool = False,
 ) -> Proposal:
     """Candidates for the slowest tasks that are not set aside and have an untried width, or are in
     a block that can be taken out.
 
-    ``blocks``: those that may be taken out. ``at_the_floor``: the accuracy is used up. Besides all
+    ``blocks``: those that may be taken out. ``missed``: none is nowhere wider than one of these.
+    ``at_the_floor``: the accuracy is used up. Besides all
     groups behind a task together each of them is cut by itself; widths may be finer than those
     that keep the programs' structure; and all are to be trained as long as the final network is.
     """
@@ -59,9 +61,13 @@ def propose(
             candidate_of(task.task_id, task.name, parent, groups, cut, long_training=at_the_floor)
             for cut in cuts
         ]
-        new = {item.candidate_id: item for item in made if item.candidate_id not in tried}
+        new = {
+            item.candidate_id: item
+            for item in made
+            if item.candidate_id not in tried and not is_within(item.structure.widths, missed)
+        }
         if not new.keys() - fresh.keys():
-            had = "every width proposed for it has been tried"
+            had = "every width proposed for it has been tried, or a wider network was lost"
             why = "; ".join(refusals) if refusals and not found else had
             passed_over.append(f"{task.name}: {why}")
             continue

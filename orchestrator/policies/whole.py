@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.policies.base import View
 from orchestrator.policies.call_costs import CallCosts
-from orchestrator.policies.candidates import candidate_of, groups_behind, open_groups
+from orchestrator.policies.candidates import candidate_of, groups_behind, is_within, open_groups
 from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
-from schemas.network import Block, ChannelGroup, Sensitivity, Structure
+from schemas.network import Block, ChannelGroup, Structure
 from schemas.work import Candidate
 
 NAME = "the whole network"
@@ -63,10 +63,11 @@ def whole_cuts(view: View) -> list[Candidate]:
     blocks = [
         block for block in view.blocks if not all((name, 0) in refused for name in block.groups)
     ]
+    blocks = [block for block in blocks if not _suspects(view).intersection(block.groups)]
     made: dict[str, Candidate] = {}
     for share in _shares(view):
         while share <= _LEAST_CUT:
-            cut = _cut(sites, found, blocks, widths, dense, view.losses, share)
+            cut = _cut(sites, found, blocks, widths, dense, view, share, lost)
             candidate = candidate_of("", NAME, current, groups, cut, long_training=True)
             left = {name: width / widths[name] for name, width in cut.items()}
             kept = sites.total_ms(left) / sites.total_ms({})
@@ -109,6 +110,15 @@ def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
     }
 
 
+def _suspects(view: View) -> set[str]:
+    """The groups of blocks that went in a lost cut of the current network.
+
+    They are the coarsest units, so no cut with one gets much weaker. Alone they are tried for a
+    task.
+    """
+    return {name for decision in view.search.lost_cuts for name in decision.structure.gone}
+
+
 def _without(group: GroupWidths, refused: set[tuple[str, int]]) -> GroupWidths:
     widths = tuple(width for width in group.widths if (group.group_id, width) not in refused)
     return group.model_copy(update={"widths": widths})
@@ -120,16 +130,20 @@ def _cut(
     blocks: Sequence[Block],
     now: Mapping[str, int],
     dense: Mapping[str, int],
-    losses: Mapping[str, Sensitivity],
+    view: View,
     share: float,
+    lost: bool,
 ) -> dict[str, int]:
     """Group -> new width, unit by unit until the calls take ``share`` of what they take now.
 
     Or until there is no unit left to take. No group gives more than half, but with its block; no
-    more than half of the blocks go, but a single one.
+    more than half of the blocks go, but a single one. None that leads to what missed the floor by
+    far. ``lost``: where a cut was, the last unit is only taken if that comes nearer to ``share``,
+    or else too little would go.
     """
-    total_ms = sites.total_ms({})
-    least_ms = share * total_ms
+    before, losses, missed = view.search.current.structure.widths, view.losses, view.missed
+    whole_ms = total_ms = sites.total_ms({})
+    least_ms = share * whole_ms
     shares: dict[str, float] = {}
     left = {
         group.group_id: [w for w in group.widths if w >= _MOST_OF_A_GROUP * group.current]
@@ -151,6 +165,8 @@ def _cut(
             if len(known) - len(standing) < max(1, math.floor(_MOST_OF_THE_BLOCKS * len(known)))
         )
         for change, kept in (*narrower, *shallower):
+            if is_within({**before, **_in_channels({**shares, **change}, now)}, missed):
+                continue
             gained_ms = sites.of_ms(change, shares) - sites.of_ms(change, {**shares, **change})
             risen = sum(
                 losses[name].loss(1.0 - after) - losses[name].loss(1.0 - shares.get(name, 1.0))
@@ -162,10 +178,17 @@ def _cut(
         if best is None:
             break
         _, change, gained_ms = best
+        nearer_without = total_ms / least_ms < least_ms / (total_ms - gained_ms)
+        if lost and nearer_without and total_ms <= _LEAST_CUT * whole_ms:
+            break
         shares |= change
         total_ms -= gained_ms
         for name, part in change.items():
             left[name] = [width for width in left.get(name, ()) if width < part * now[name]]
+    return _in_channels(shares, now)
+
+
+def _in_channels(shares: Mapping[str, float], now: Mapping[str, int]) -> dict[str, int]:
     return {name: round(part * now[name]) for name, part in shares.items()}
 
 
