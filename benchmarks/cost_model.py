@@ -39,8 +39,9 @@ from scores import Score, guessed, middle, score
 
 from orchestrator.store.records import RecordStore, conditions_of, store_path
 from orchestrator.store.samples import MOST_SAMPLES, chosen
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
 from schemas.table import Program, Sample
+from schemas.target import TargetConfig
 from workers.compiling.network import relax_network
 from workers.compiling.tasks import TaskTable, build_table
 from workers.compiling.winograd import winograd_forms

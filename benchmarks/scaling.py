@@ -38,7 +38,8 @@ from device_agents.host_facts import cpu_model
 from device_agents.tracker import TrackerProcess
 from orchestrator.store.reader import LEDGER
 from orchestrator.table_actor import TableClient, start_table
-from schemas.config import MeasureConfig, TargetConfig, TuneConfig
+from schemas.config import MeasureConfig, TuneConfig
+from schemas.target import TargetConfig
 from workers.compiling.builder import Builder, Library
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from torch import Tensor, nn
 from tvm.target import Target
 
-from schemas.config import MeasureConfig, TargetConfig, TuneConfig
+from schemas.config import MeasureConfig, TuneConfig
+from schemas.target import TargetConfig
 from workers.compiling.builder import Builder, ProgramBuilder
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace

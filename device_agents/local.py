@@ -17,7 +17,7 @@ import psutil
 from device_agents.children import Child, describe_exit, end_child, start_child
 from device_agents.host_facts import allowed_cores, device_model, gpu_model, runs_on
 from device_agents.tracker_wire import TrackerUnreachable, tracker_summary
-from schemas.config import TargetConfig
+from schemas.target import TargetConfig
 
 _LISTENING_FILE = "listening.json"
 _POLL_S = 0.05

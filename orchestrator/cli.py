@@ -417,7 +417,8 @@ def _command(name: str, config_path: Path, settings: Sequence[str] | None) -> st
 def _floor(config: RunConfig) -> str:
     if config.prune.accuracy_floor is not None:
         return f"{config.prune.accuracy_floor:.2%} of the validation images"
-    return f"at most {config.prune.max_accuracy_drop or 0.0:.2%} below the dense network"
+    points = 100 * (config.prune.max_accuracy_drop or 0.0)
+    return f"at most {points:.2f} points of validation accuracy below the dense network"
 
 
 def _relative(path: Path) -> str:

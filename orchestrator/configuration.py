@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from orchestrator.wording import count
 
@@ -216,11 +216,13 @@ def _environment(
             continue
         parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if len(parts) == 1 and parts[0] not in known:
-            close = difflib.get_close_matches(parts[0], known, n=1, cutoff=0.8)
+            joined = {"_".join(map(str, path)): "__".join(map(str, path)) for path in _all_paths()}
+            names = {name: name for name in known} | joined
+            close = difflib.get_close_matches(parts[0], names, n=1, cutoff=0.8)
             if close:
                 problems.append(
                     f"environment variable {name}: there is no setting {parts[0]}; "
-                    f"did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?"
+                    f"did you mean {ENVIRONMENT_PREFIX}{names[close[0]].upper()}?"
                 )
             continue
         yield _path_of(parts), environ[name], f"environment variable {name}"
@@ -326,15 +328,27 @@ def _sentence(path: FieldPath, group: Sequence[Any]) -> str:
     allowed = " or ".join(dict.fromkeys(_allowed(item) for item in group))
     hint = ""
     if kind.startswith(("less_than", "greater_than")) and isinstance(given, int | float):
-        if error["ctx"].get("le") == 1.0 and 1 < given <= 100:
+        if 1.0 in (error["ctx"].get("le"), error["ctx"].get("lt")) and 1 <= given <= 100:
             hint = f"; accuracies and shares are fractions: write {given / 100:g} for {given:g} %"
     if kind == "literal_error" or len(group) > 1:
         choices = re.findall(r"'([^']+)'", allowed)
         close = difflib.get_close_matches(str(given), choices, n=1)
-        hint = f"; did you mean {close[0]}" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else ""
     if kind == "string_type" and isinstance(given, int | float):
         hint = f"; put it in quotes: '{given}'"
-    return f"{name} is {_shown(given)}, but it must be {allowed}{about}{hint or '; correct it'}."
+    told = f"{name} is {_shown(given)}, but it must be {allowed}{about}{hint or '; correct it'}"
+    return told if told.endswith("?") else f"{told}."
+
+
+_OTHER_WORDS = {
+    "folder": "root",
+    "lr": "learning_rate",
+    "optimiser": "optimizer",
+    "path": "root",
+    "pretrained": "checkpoint",
+    "weights": "checkpoint",
+}
+"""What other projects call a setting of the same section."""
 
 
 def _unknown_key(path: FieldPath) -> str:
@@ -349,12 +363,12 @@ def _unknown_key(path: FieldPath) -> str:
             f"{_dotted(path)} is not a setting; did you mean {_dotted((*parent, close[0]))}? "
             "Correct the name or remove it."
         )
-    for other in _all_paths():
-        if other[-1] == key:
-            return (
-                f"{_dotted(path)} is not a setting; {key} belongs to {_dotted(other[:-1])}: "
-                f"write it as {_dotted(other)}."
-            )
+    meant = _OTHER_WORDS.get(key, "")
+    if meant in known:
+        return f"{_dotted(path)} is not a setting; write it as {_dotted((*parent, meant))}."
+    others = [_dotted(other) for other in _all_paths() if other[-1] == key]
+    if others:
+        return f"{_dotted(path)} is not a setting; write it as {' or '.join(others)}."
     return f"{_dotted(path)} is not a setting; remove it. {section} takes: {', '.join(known)}."
 
 
@@ -457,7 +471,8 @@ def _all_paths() -> list[FieldPath]:
     paths: list[FieldPath] = []
     for name, info in RunConfig.model_fields.items():
         for model in _models_in(info.annotation):
-            paths += [(name, below) for below in model.model_fields]
+            first = (name, 0) if get_origin(info.annotation) is list else (name,)
+            paths += [(*first, below) for below in model.model_fields]
     return paths
 
 

@@ -47,6 +47,11 @@ class Check:
     wrong_input: bool = False
 
 
+def wrong(name: str, found: str, cure: str) -> Check:
+    """What is wrong in the configuration."""
+    return Check(name, "fail", found, cure, wrong_input=True)
+
+
 def examine(folder: str | os.PathLike[str] = ".") -> Iterator[Check]:
     """All checks, in order; ``folder`` is where runs would be written."""
     checks: list[Callable[[], Check]] = [

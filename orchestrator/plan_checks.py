@@ -11,23 +11,21 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import doctor
-from orchestrator.doctor import Check
-from orchestrator.wording import count
-from workers.compiling.linking import NoLinker, check_linker, foreign_triple
+from orchestrator.doctor import Check, wrong
+from orchestrator.target_checks import target_checks
 
 if TYPE_CHECKING:
-    from schemas.config import RunConfig, TargetConfig
+    from schemas.config import RunConfig
 
 OWN_NETWORKS = ("small_resnet", "resnet18_cifar", "vgg16_cifar", "mobilenet_v2_cifar")
 DATA_SETS = ("digits", "drawn", "cifar10", "imagefolder")
 KNOWN_TORCHVISION = ("resnet18", "mobilenet_v2", "vgg16_bn")
 """Networks of torchvision that need no import of it (5 s) to be known."""
-TRACKER_WAIT_S = 3.0
 CLUSTER_WAIT_S = 5.0
 
 
@@ -37,7 +35,7 @@ def start_checks(config: RunConfig) -> Iterator[Check]:
     yield from name_checks(config)
     yield from machine_checks(config)
     for index, target in enumerate(config.targets):
-        yield from target_checks(config, index, target)
+        yield from target_checks(index, target, here=not _cluster(config))
 
 
 def file_checks(config: RunConfig) -> Iterator[Check]:
@@ -56,7 +54,7 @@ def file_checks(config: RunConfig) -> Iterator[Check]:
             yield Check(name, "ok", value)
         else:
             cure = f"correct {name}; a relative path begins at the current folder"
-            yield _wrong(name, f"{value} does not exist", cure)
+            yield wrong(name, f"{value} does not exist", cure)
 
 
 def machine_checks(config: RunConfig) -> Iterator[Check]:
@@ -82,7 +80,7 @@ def name_checks(config: RunConfig) -> Iterator[Check]:
     prune = config.prune
     if prune.latency_target_ms is not None and prune.policy in ("uniform", "global"):
         told = f"prune.policy {prune.policy} measures nothing before it has ended, so it cannot aim"
-        yield _wrong("prune.latency_target_ms", told, "leave it out or use another policy")
+        yield wrong("prune.latency_target_ms", told, "leave it out or use another policy")
 
 
 def _model_check(name: str) -> Check:
@@ -102,7 +100,7 @@ def _model_check(name: str) -> Check:
         return Check("model.name", "ok", name)
     close = difflib.get_close_matches(wanted, names, n=1) or ["resnet18"]
     cure = f"correct it, for instance to torchvision:{close[0]}"
-    return _wrong("model.name", f"torchvision has no classification network {wanted!r}", cure)
+    return wrong("model.name", f"torchvision has no classification network {wanted!r}", cure)
 
 
 def _named(field: str, value: str, known: tuple[str, ...]) -> Check:
@@ -113,10 +111,10 @@ def _named(field: str, value: str, known: tuple[str, ...]) -> Check:
         return _reference_check(field, value)
     more = (*known, "torchvision:NAME") if field == "model.name" else known
     if field == "model.name" and value in KNOWN_TORCHVISION:
-        return _wrong(field, f"there is no {value!r} of this project", f"use torchvision:{value}")
+        return wrong(field, f"there is no {value!r} of this project", f"use torchvision:{value}")
     close = difflib.get_close_matches(value, known, n=1)
     cure = f"did you mean {close[0]}?" if close else f"use {', '.join(more)} or module:function"
-    return _wrong(field, f"there is no {value!r}", cure)
+    return wrong(field, f"there is no {value!r}", cure)
 
 
 def _reference_check(field: str, reference: str) -> Check:
@@ -125,13 +123,13 @@ def _reference_check(field: str, reference: str) -> Check:
     if spec is None:
         top = module.partition(".")[0]
         cure = f"put {top}.py beside the configuration, run from its folder, or install it"
-        return _wrong(field, f"{reference}: there is no module {module}", cure)
+        return wrong(field, f"{reference}: there is no module {module}", cure)
     names = _names_in(spec)
     if names is None or function in names:
         return Check(field, "ok", reference)
     close = difflib.get_close_matches(function, sorted(names), n=1)
     cure = "correct the name after the colon" + (f": {module}:{close[0]}" if close else "")
-    return _wrong(field, f"{reference}: {spec.origin} has no function {function!r}", cure)
+    return wrong(field, f"{reference}: {spec.origin} has no function {function!r}", cure)
 
 
 def _find(module: str) -> importlib.machinery.ModuleSpec | None:
@@ -181,90 +179,7 @@ def _names_in(spec: importlib.machinery.ModuleSpec) -> set[str] | None:
     return None if names & {"*", "__getattr__"} else names
 
 
-# ---------------------------------------------------------------------------- targets
-
-
-def target_checks(config: RunConfig, index: int, target: TargetConfig) -> Iterator[Check]:
-    """What is compiled for is known, and the device is to be had."""
-    if isinstance(target.tvm_target, dict):
-        yield _tvm_target_check(f"targets[{index}].tvm_target", target.tvm_target)
-    name = f"target {target.name}"
-    if target.device == "replay":
-        found = f"answers from {target.recording}: results will be labelled simulated"
-        cure = "use device: local or tracker for real latencies"
-        yield Check(name, "warn", found, cure)
-    elif target.device == "tracker":
-        yield _tracker_check(name, target)
-    elif _cluster(config):
-        yield Check(name, "ok", "the driver's machine, of the cluster")
-    else:
-        yield _local_check(name, target)
-
-
-def _tvm_target_check(field: str, description: Mapping[str, object]) -> Check:
-    if "kind" not in description:
-        cure = "give it one, such as {kind: llvm, mcpu: ..., num-cores: ...}, or write host"
-        return _wrong(field, f"{description} has no kind", cure)
-    code, output = doctor.probe(
-        "import json\n"
-        "from device_agents.lean_tvm import block_torch\n"
-        "block_torch()\n"
-        "from tvm.target import Target\n"
-        f"target = Target(json.loads({json.dumps(dict(description))!r}))\n"
-        "if 'cpu' in target.keys and 'num-cores' not in target.attrs:\n"
-        "    raise ValueError('it does not give num-cores, the number of cores to compile for')"
-    )
-    if code == 0:
-        return _linker_check(field, description)
-    if code == 1:
-        why = output.strip().splitlines()[-1].partition(": ")[2]
-        why = why.partition(" Target creation from")[0]
-        return _wrong(
-            field, f"TVM refuses it: {why[:300].rstrip('. ')}", "correct it, or write host"
-        )
-    return Check(field, "warn", f"{description}: TVM could not be asked", "see cprune doctor")
-
-
-def _linker_check(field: str, description: Mapping[str, object]) -> Check:
-    triple = foreign_triple(description)
-    try:
-        if triple is not None:
-            check_linker(triple)
-    except NoLinker as error:
-        found, _, cure = str(error).partition(": ")
-        return _wrong(field, found, cure)
-    return Check(field, "ok", str(description))
-
-
-def _tracker_check(name: str, target: TargetConfig) -> Check:
-    from device_agents.tracker_wire import TrackerUnreachable, tracker_summary
-
-    host, port = target.tracker_host, target.tracker_port or 0
-    try:
-        summary = tracker_summary(host, port, TRACKER_WAIT_S)
-    except TrackerUnreachable as error:
-        cure = "start it, or correct tracker_host and tracker_port"
-        return Check(name, "fail", str(error), cure)
-    devices = summary.registered(target.key)
-    where = f"the tracker at {host}:{port}"
-    if not devices:
-        there = ", ".join(summary.keys()) or "no devices at all"
-        found = f"{where} has no device of the key {target.key!r}; there are: {there}"
-        return Check(name, "fail", found, "register a device, or correct targets[].key")
-    return Check(name, "ok", f"{where} has {count(devices, 'device')} of the key {target.key!r}")
-
-
-def _local_check(name: str, target: TargetConfig) -> Check:
-    here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    missing = [core for core in target.cores or [] if here and core not in here]
-    if missing:
-        cure = f"name cores among {here}"
-        return _wrong(name, f"cores {missing} are not this process's to use", cure)
-    available = len(target.cores or here) or os.cpu_count() or 1
-    if target.threads > available:
-        cure = f"set threads to at most {available}, or 0 for all"
-        return _wrong(name, f"{target.threads} threads on {count(available, 'core')}", cure)
-    return Check(name, "ok", f"this machine, {count(target.threads or available, 'thread')}")
+# ---------------------------------------------------------------------------- cluster
 
 
 def _cluster(config: RunConfig) -> str:
@@ -276,16 +191,14 @@ def _cluster_check(address: str) -> Check:
     """Something answers there: Ray itself would wait for it for many minutes."""
     name = "cluster.address"
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():  # "auto", or a client's address
+    if "://" in address or address == "auto":
         return Check(name, "ok", address)
+    if not host or not port.isdecimal():
+        return wrong(name, f"{address!r} names no port", "write it as HOST:PORT, or auto")
     try:
         with socket.create_connection((host, int(port)), timeout=CLUSTER_WAIT_S):
             return Check(name, "ok", address)
     except (OSError, OverflowError) as error:
         found = f"nothing answers at {address} ({error})"
         cure = f"'ray start --head --port={port}' on {host}, or correct it (or RAY_ADDRESS)"
-        return _wrong(name, found, cure)
-
-
-def _wrong(name: str, found: str, cure: str) -> Check:
-    return Check(name, "fail", found, cure, wrong_input=True)
+        return wrong(name, found, cure)

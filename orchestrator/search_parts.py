@@ -131,12 +131,14 @@ def comparison(state: Judging, contender: Contender) -> CompareWork:
 
 
 def retuning(state: Retuning, config: RunConfig) -> TuneWork:
-    """A few more trials for the tasks that an accepted step changed.
+    """A few more trials for the tasks that an accepted step changed, and all programs timed inside
+    the network.
 
-    None where they were searched already, instead of transplanted: then programs are chosen, and
-    timed, inside the network and no more.
+    That alone where the tasks were searched already, instead of transplanted, and where none
+    changed, as when blocks are taken out.
     """
-    is_searched = "transplants" in config.prune.without
+    by = POLICIES[config.prune.policy].screening
+    is_searched = by == "search" or "transplants" in config.prune.without
     return TuneWork(
         target=state.target,
         network=state.search.current,

@@ -174,9 +174,9 @@ def judged(state: Judging, outcomes: Outcomes, config: RunConfig, clock: Clock) 
         }
     )
     following: AnyState = (
-        Retuning(target=state.target, search=found, modules=modules)
-        if modules and (screened.by == "transplant" or "transplants" in config.prune.without)
-        else Ranking(target=state.target, search=found)
+        Ranking(target=state.target, search=found)
+        if screened.by == "search_all"  # by whose rules programs are timed by themselves
+        else Retuning(target=state.target, search=found, modules=modules)
     )
     message = f"{accepted.candidate.task_name} {cut(accepted.candidate)} {winner.reason}"
     return Transition(next_state=following, message=message)

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Field, JsonValue, field_validator, model_validator
 
-from schemas.base import Schema
+from schemas.section import Section
+from schemas.target import TargetConfig
 
 _REFERENCE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-
-
-class Section(Schema):
-    """A part of the configuration. It is kept as JSON, which knows no infinite numbers.
-
-    A truth value is not taken for a number.
-    """
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and info.field_name is not None:
-            annotation = cls.model_fields[info.field_name].annotation
-            kinds = get_args(annotation) or (annotation,)
-            if int in kinds:
-                raise PydanticKnownError("int_type")
-            if float in kinds:
-                raise PydanticKnownError("float_type")
-        return value
 
 
 class ModelConfig(Section):
@@ -185,9 +164,9 @@ class PruneConfig(Section):
     max_accuracy_drop: float | None = Field(
         default=None,
         ge=0.0,
-        le=1.0,
+        lt=1.0,
         description="Floor given as the largest drop below the dense network's validation "
-        "accuracy.",
+        "accuracy, in shares of one: 0.01 is a point.",
     )
     latency_target_ms: float | None = Field(
         default=None,
@@ -255,8 +234,12 @@ class PruneConfig(Section):
     @model_validator(mode="after")
     def _one_floor(self) -> PruneConfig:
         if (self.accuracy_floor is None) == (self.max_accuracy_drop is None):
+            both = self.accuracy_floor is not None
             raise ValueError(
-                "give either prune.accuracy_floor or prune.max_accuracy_drop, and not both"
+                "prune.accuracy_floor and prune.max_accuracy_drop are both given; keep one of them"
+                if both
+                else "a floor is missing: give prune.accuracy_floor or prune.max_accuracy_drop, "
+                "for example 'max_accuracy_drop: 0.01'"
             )
         return self
 
@@ -346,62 +329,6 @@ class MeasureConfig(Section):
     answer_timeout_s: float = Field(
         default=30.0, gt=0.0, description="Longest silence of a device before it counts as dead."
     )
-
-
-class TargetConfig(Section):
-    """One kind of device to compile for and measure on."""
-
-    name: str = Field(default="host", pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    device: Literal["local", "tracker", "replay"] = Field(
-        default="local",
-        description="local: a device server started on this machine. tracker: devices that other "
-        "agents registered. replay: answers from a recording, labelled so in every result.",
-    )
-    tvm_target: dict[str, JsonValue] | Literal["host"] = Field(
-        default="host",
-        description="A TVM target as a dictionary, or host for this machine's CPU. {kind: cuda} is "
-        "this machine's GPU.",
-    )
-    threads: int = Field(
-        default=0, ge=0, description="Threads of the device; 0 means all its cores."
-    )
-    cores: list[Annotated[int, Field(ge=0, strict=True)]] | None = Field(
-        default=None,
-        min_length=1,
-        description="Core mask of a local device; without it all cores.",
-    )
-    key: str = Field(default="local", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Tracker key.")
-    tracker_host: str = "127.0.0.1"
-    tracker_port: int | None = Field(
-        default=None, ge=1, le=65535, description="Required for device: tracker."
-    )
-    max_devices: int = Field(
-        default=32,
-        ge=1,
-        description="tracker: most devices of the key that measure at once, of those that are "
-        "free; no more than the programs of a batch (tune.round_size times tune.rounds_at_once).",
-    )
-    recording: str | None = Field(
-        default=None,
-        description="local and tracker: a file to record answers to. replay: the file to answer "
-        "from.",
-    )
-
-    @field_validator("cores")
-    @classmethod
-    def _distinct_cores(cls, value: list[int] | None) -> list[int] | None:
-        repeated = {core for core in value or () if (value or []).count(core) > 1}
-        if repeated:
-            raise ValueError(f"core {min(repeated)} is named more than once; name each core once")
-        return value
-
-    @model_validator(mode="after")
-    def _complete(self) -> TargetConfig:
-        if self.device == "tracker" and self.tracker_port is None:
-            raise ValueError("targets[].tracker_port is required for device: tracker")
-        if self.device == "replay" and self.recording is None:
-            raise ValueError("targets[].recording is required for device: replay")
-        return self
 
 
 class BudgetConfig(Section):

@@ -11,8 +11,9 @@ from pathlib import Path
 from device_agents.local import LocalDevice
 from device_agents.tracker import TrackerProcess
 from device_agents.tracker_wire import tracker_summary
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
 from schemas.table import Measurement
+from schemas.target import TargetConfig
 from workers.compiling.builder import Library
 from workers.measuring.agents import DeviceAddress
 from workers.measuring.fleet import Fleet

@@ -20,7 +20,7 @@ from device_agents.children import describe_exit, end_child, start_child
 from device_agents.host_facts import cpu_model
 from device_agents.local import LocalDevice
 from device_agents.tracker import TrackerProcess
-from schemas.config import TargetConfig
+from schemas.target import TargetConfig
 from tuning_parts import LAYERS
 from tuning_parts.log import LOSSES, Event, read_log
 from workers.measuring.setup import resolve_target

@@ -10,7 +10,8 @@ from tvm.ir import save_json
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
+from schemas.target import TargetConfig
 from tuning_parts import LAYERS
 from tuning_parts.log import complete_lines
 from tuning_parts.network import three_layers

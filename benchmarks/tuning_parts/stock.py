@@ -22,7 +22,8 @@ from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, RPCConfig, RPCRunner
 from tvm.s_tir.meta_schedule.utils import cpu_count
 from tvm.target import Target
 
-from schemas.config import MeasureConfig, TargetConfig, TuneConfig
+from schemas.config import MeasureConfig, TuneConfig
+from schemas.target import TargetConfig
 from tuning_parts import LAYERS
 from tuning_parts.log import SearchLog
 from tuning_parts.network import three_layers

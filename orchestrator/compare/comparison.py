@@ -34,8 +34,9 @@ from orchestrator.store.reader import read_run
 from orchestrator.store.records import RecordsUnusable, copy_store
 from orchestrator.summary import exported_of, prepared_of, work_of
 from schemas.comparison import MethodRow, MethodTable
-from schemas.config import RunConfig, TargetConfig
+from schemas.config import RunConfig
 from schemas.record import RunRecord
+from schemas.target import TargetConfig
 from schemas.work import FineTuned
 from workers.artifacts import ArtifactStore
 from workers.measuring.gauge import ProgramFailed

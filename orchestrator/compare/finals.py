@@ -15,8 +15,9 @@ from pathlib import Path
 from device_agents.host_cores import lock_dir
 from orchestrator.compare.methods import DENSE, OURS
 from schemas.base import Schema, content_key
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
 from schemas.table import Comparison
+from schemas.target import TargetConfig
 from workers.measuring.occasions import OCCASIONS, ratios_of, together
 
 

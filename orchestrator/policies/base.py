@@ -18,8 +18,8 @@ from schemas.network import Block, ChannelGroup, Sensitivity, Structure, Trained
 from schemas.table import Comparison, KnownTask
 from schemas.work import Candidate, Prepared, Screened, ScreeningKind, Tuned
 
-NARROWLY = 0.01
-"""Of accuracy: what one more training of a lost cut is hoped to gain at most."""
+FAR = 0.01
+"""Of accuracy: what missed the floor by more is not made up for by training its like."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class View:
 
     @property
     def missed(self) -> list[Structure]:
-        """What was trained for long and missed the floor by more than ``NARROWLY`` at its best.
+        """What was trained for long and missed the floor by more than ``FAR`` at its best.
 
         A network that is nowhere wider will not hold it either. Left out are those of which the
         current network shows the contrary.
@@ -89,7 +89,7 @@ class View:
         return [
             structure
             for structure, accuracy in best.values()
-            if self.search.floor - accuracy > NARROWLY and not is_within(now, [structure])
+            if self.search.floor - accuracy > FAR and not is_within(now, [structure])
         ]
 
     def with_expected_loss(self, candidate: Candidate) -> Candidate:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.policies.base import NARROWLY, View
+from orchestrator.policies.base import View
 from orchestrator.policies.candidates import candidate_of
 from orchestrator.policies.gates import least_accuracy
 from orchestrator.states import Decision
 from schemas.network import Trained
 from schemas.work import Candidate
 
+NARROWLY = 0.004
+"""Of accuracy: what the first further training is hoped to gain at most. Measured:
+benchmarks/EXPERIMENTS.md, what becomes of lost cuts."""
 MOST_TIMES = 3
 _SUFFIX = ", trained further"
 
@@ -46,7 +49,7 @@ def trained_further(view: View, step_ratio: float) -> Candidate | None:
             long_training=True,
             trained_from=network,
             trained_further=len(tried),
-        )
+        ).model_copy(update={"kept_share": decision.kept_share})
         if candidate.candidate_id not in view.tried:
             return candidate
     return None

@@ -96,9 +96,11 @@ class Parallel:
 
 def _set_aside_for_good(view: View) -> set[str]:
     """The tasks set aside for something else than the accuracy after a short training."""
-    settled = {
+    since = view.search.since_accepted
+    long = {decision.task_id for decision in since if decision.long_training}
+    short = {
         decision.task_id
-        for decision in view.search.since_accepted
-        if decision.long_training or not decision.lost_accuracy
+        for decision in since
+        if decision.lost_accuracy and not decision.long_training
     }
-    return settled.intersection(view.search.set_aside)
+    return set(view.search.set_aside) - (short - long)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.policies.base import Proposal
 from orchestrator.policies.candidates import candidate_of, groups_behind, is_within, open_groups
@@ -32,8 +32,18 @@ def propose(
     ``blocks``: those that may be taken out. ``missed``: none is nowhere wider than one of these.
     ``at_the_floor``: the accuracy is used up. Besides all
     groups behind a task together each of them is cut by itself; widths may be finer than those
-    that keep the programs' structure; and all are to be trained as long as the final network is.
+    that keep the programs' structure, and where some were tried, others are; and all are to be
+    trained as long as the final network is.
     """
+
+    def made_of(task: RankedTask, cut: Mapping[str, int]) -> Candidate:
+        return candidate_of(
+            task.task_id, task.name, parent, groups, cut, long_training=at_the_floor
+        )
+
+    def is_new(item: Candidate) -> bool:
+        return item.candidate_id not in tried and not is_within(item.structure.widths, missed)
+
     fresh: dict[str, Candidate] = {}
     tasks = 0
     passed_over: list[str] = []
@@ -50,22 +60,18 @@ def propose(
             continue
         found, refusals = open_groups(behind, parent.structure, tuned, config, finer=at_the_floor)
         alone = [[group] for group in found] if at_the_floor and len(found) > 1 else []
-        cuts = [
-            {group.group_id: width for group, width in zip(cut, widths, strict=True)}
-            for cut in (found, *alone)
-            if cut
-            for widths in spread(joint_widths(cut), config.widths_per_task)
-        ]
-        cuts += [dict.fromkeys(block.groups, 0) for block in around]
-        made = [
-            candidate_of(task.task_id, task.name, parent, groups, cut, long_training=at_the_floor)
-            for cut in cuts
-        ]
-        new = {
-            item.candidate_id: item
-            for item in made
-            if item.candidate_id not in tried and not is_within(item.structure.widths, missed)
-        }
+        made = [made_of(task, dict.fromkeys(block.groups, 0)) for block in around]
+        for together in (found, *alone):
+            names = [group.group_id for group in together]
+            weakest_first = [
+                made_of(task, dict(zip(names, widths, strict=True)))
+                for widths in (joint_widths(together) if together else ())
+            ]
+            if at_the_floor:  # each depth is tried in the end
+                weakest_first = [item for item in weakest_first if is_new(item)]
+            now = sum(group.current for group in together)
+            made += spread(weakest_first, config.widths_per_task, now)
+        new = {item.candidate_id: item for item in made if is_new(item)}
         if not new.keys() - fresh.keys():
             had = "every width proposed for it has been tried, or a wider network was lost"
             why = "; ".join(refusals) if refusals and not found else had
@@ -76,19 +82,19 @@ def propose(
     return Proposal(candidates=tuple(fresh.values()), passed_over=tuple(passed_over))
 
 
-def spread(cuts: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
-    """The weakest cut and ``count - 1`` stronger ones, evenly spaced up to about half the width.
-
-    ``cuts`` are multiples of a unit, so the cut at index i leaves about i + 1 units less than now;
-    what is left at the last index is the least width.
-    """
+def spread(cuts: Sequence[Candidate], count: int, now: int) -> list[Candidate]:
+    """The weakest of the cuts and ``count - 1`` stronger ones, evenly spaced up to about half of
+    the width, which is ``now`` over all groups. ``cuts``: weakest first."""
     if count <= 1 or len(cuts) <= 1:
         return list(cuts[:1])
-    now = sum(cuts[0]) + (sum(cuts[0]) - sum(cuts[1]))
     chosen = [cuts[0]]
     for number in range(1, count):
         wanted = now - now * number // (2 * (count - 1))
-        nearest = min(cuts, key=lambda cut: (abs(sum(cut) - wanted), -sum(cut)))
+        nearest = min(cuts, key=lambda cut: (abs(_width(cut) - wanted), -_width(cut)))
         if nearest not in chosen:
             chosen.append(nearest)
     return chosen
+
+
+def _width(cut: Candidate) -> int:
+    return sum(cut.widths_after)

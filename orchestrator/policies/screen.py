@@ -10,6 +10,10 @@ from schemas.base import Schema
 from schemas.config import PruneConfig
 from schemas.work import Candidate, Screened
 
+_LEAST_GAIN_ALONE = 0.95
+"""Of the parent's programs: a cut for a single task is not worth a long training if it keeps more.
+The latency gate hardly ever tells so little from noise. Measured: benchmarks/EXPERIMENTS.md, what
+becomes of lost cuts."""
 _LOSS_GRAIN = 0.1
 """Part of the largest expected loss that is added to each: estimates are no finer."""
 
@@ -34,19 +38,23 @@ def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) 
 
     Where no loss is expected of them, those with the largest gain, of different tasks first. A
     candidate counts as faster when the sum of its programs is at most ``step_latency_ratio`` of its
-    parent's. Equals are told apart by ``candidate_id``, so that the choice is repeatable.
+    parent's; less is asked of a single task's that would be trained for long. Equals are told apart
+    by ``candidate_id``, so that the choice is repeatable.
     """
     rejected: list[Rejection] = []
     faster: list[tuple[float, Candidate]] = []
     for candidate, found in screened:
-        limit_ms = config.step_latency_ratio * found.parent_ms
+        least = config.step_latency_ratio
+        if candidate.task_id and candidate.long_training:
+            least = min(least, _LEAST_GAIN_ALONE)
+        limit_ms = least * found.parent_ms
         if found.refused:
             reason = f"refused: {found.refused}"
         elif found.candidate_ms > limit_ms:
             parent = f"the parent's {found.parent_ms:.4g} ms"
             above = (
-                f"above {limit_ms:.4g} ms ({config.step_latency_ratio:g} of {parent})"
-                if config.step_latency_ratio < 1.0
+                f"above {limit_ms:.4g} ms ({least:g} of {parent})"
+                if least < 1.0
                 else f"above {parent}"
             )
             reason = f"screened at {found.candidate_ms:.4g} ms, {above}"

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.policies.base import View
 from orchestrator.policies.call_costs import CallCosts
 from orchestrator.policies.candidates import candidate_of, groups_behind, is_within, open_groups
+from orchestrator.policies.judge import ACCURACY_GRAIN
 from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
@@ -96,17 +97,23 @@ def needs_recovery(view: View) -> bool:
 
 
 def _lost_whole_cuts(decisions: Sequence[Decision]) -> list[Decision]:
-    return [item for item in decisions if item.task_name == NAME and item.lost_accuracy]
+    """But those that held once they had been trained further."""
+    held = [item.structure for item in decisions if item.accepted]
+    return [
+        item
+        for item in decisions
+        if item.kept_share and item.lost_accuracy and item.structure not in held
+    ]
 
 
 def _not_faster(decisions: Sequence[Decision]) -> set[tuple[str, int]]:
-    """Groups with widths that were no faster: when they were cut for a single task, or in a cut of
-    the whole network that was not, for some of its groups."""
+    """Groups with widths that made a refused candidate slower: all of them where it was compared,
+    or else those whose own layers were slower, or did not run."""
     return {
         (group, decision.structure.widths[group])
         for decision in decisions
         if decision.not_faster
-        for group in (decision.groups if decision.task_id else decision.slower)
+        for group in (decision.groups if decision.compare_key else decision.slower)
     }
 
 
@@ -193,18 +200,26 @@ def _in_channels(shares: Mapping[str, float], now: Mapping[str, int]) -> dict[st
 
 
 def _shares(view: View) -> tuple[float, ...]:
-    """What the candidates are to keep of the latency.
+    """What the candidates are to keep of the latency: half as deep, on a scale of ratios, as the
+    last cut that lost too much, and a quarter for when no such cut is faster.
 
-    Half as deep, on a scale of ratios, as the last cut that lost too much since the network was
-    trained for long; at first as deep as the last one that lost too much before.
+    As deep as the last one where the network was trained for long since, and regained something.
+    What was accepted since a cut was lost has come nearer to it, by as much as it took.
     """
-    lost: dict[bool, float] = {}
-    for number, decision in enumerate(view.search.decisions):
-        if decision.task_name == NAME and decision.lost_accuracy and decision.kept_share:
-            lost[number >= view.search.recovered_after] = decision.kept_share
-    if True in lost:
-        return (math.sqrt(lost[True]),)
-    return (min(lost[False], _AFTER_RECOVERY),) if lost else FIRST_SHARES
+    search = view.search
+    lost = _lost_whole_cuts(search.decisions)
+    depth: float | None = None
+    recovered = False
+    for number, decision in enumerate(search.decisions):
+        if decision in lost and decision.kept_share:
+            depth, recovered = decision.kept_share, number < search.recovered_after
+        elif decision.accepted and decision.kept_share and depth is not None:
+            depth = depth / decision.kept_share
+    if depth is None or depth >= 1.0:
+        return FIRST_SHARES
+    if recovered and search.current.val_accuracy - search.floor >= ACCURACY_GRAIN:
+        return (min(depth, _AFTER_RECOVERY),)
+    return (math.sqrt(depth), math.sqrt(math.sqrt(depth)))
 
 
 def _widths(view: View, structure: Structure) -> dict[str, int]:

@@ -19,6 +19,7 @@ from orchestrator.report.html import (
     share,
     table,
 )
+from orchestrator.report.snippets import library_lines, torch_lines
 from orchestrator.speedup import factor_of, in_words, remark
 from orchestrator.summary import exported_of, prepared_of
 from orchestrator.wording import count
@@ -339,42 +340,23 @@ def _artifacts(record: RunRecord, target: TargetSummary) -> str:
         + table(["what", "file, relative to the run folder"], rows)
         + checked
         + "".join(f"<p>{escape(note)}</p>" for note in target.notes)
-        + f"<p>The pruned network in torch:</p><pre>{escape(_torch_snippet(target))}</pre>"
+        + f"<p>The pruned network in torch:</p><pre>{escape(torch_lines(target.target))}</pre>"
         + (_library_lines(record, target, library) if library else "")
     )
 
 
-def _torch_snippet(target: TargetSummary) -> str:
-    return (
-        "import orchestrator\n\n"
-        f'network = orchestrator.load_pruned("RUN_DIR", target="{target.target}")'
-        "  # a torch.nn.Module in eval mode"
-    )
-
-
 def _library_lines(record: RunRecord, target: TargetSummary, path: str) -> str:
-    prepared = prepared_of(record)
-    shape = (
-        prepared.dense.info.input_shape if prepared else ("batch", "channels", "height", "width")
-    )
-    text = ", ".join(str(size) for size in shape)
     configured = next(item for item in record.config.targets if item.name == target.target)
-    device = runs_on(configured.tvm_target)
-    exported = exported_of(record, target.target)
-    assert exported is not None, "its library was"
-    threads = exported.final.latency.threads
-    snippet = (
-        f'import os\n\nos.environ["TVM_NUM_THREADS"] = "{threads}"'
-        "  # as it was measured; TVM's own choice may be far slower\n\n"
-        "import numpy\nimport tvm\nfrom tvm import relax\n\n"
-        f'device = tvm.device("{device}")\n'
-        f'library = tvm.runtime.load_module("RUN_DIR/{path}")\n'
-        "machine = relax.VirtualMachine(library, device)\n"
-        f'images = numpy.zeros(({text}), "{record.config.input.dtype}")'
-        "  # prepared as 'preprocessing' in structure.json says\n"
-        'logits = machine["main"](tvm.runtime.tensor(images, device))'
+    prepared, exported = prepared_of(record), exported_of(record, target.target)
+    assert prepared is not None and exported is not None, "its library was"
+    lines = library_lines(
+        f"RUN_DIR/{path}",
+        device=runs_on(configured.tvm_target),
+        threads=exported.final.latency.threads,
+        shape=prepared.dense.info.input_shape,
+        dtype=record.config.input.dtype,
     )
-    return f"<p>The compiled library, on its device:</p><pre>{escape(snippet)}</pre>"
+    return f"<p>The compiled library, on its device:</p><pre>{escape(lines)}</pre>"
 
 
 # ------------------------------------------------------------------------------ the rest

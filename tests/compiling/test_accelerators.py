@@ -14,7 +14,8 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from device_agents.host_facts import gpu_model, runs_on
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
+from schemas.target import TargetConfig
 from workers.compiling.build import build_network, build_program, build_whole
 from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace

@@ -24,8 +24,9 @@ from test_device_support import plain_server
 from device_agents.host_cores import CoresBusy, HostCores
 from device_agents.local import DeviceLost, LocalDevice
 from device_agents.tracker import TrackerProcess
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
 from schemas.table import Measurement
+from schemas.target import TargetConfig
 from workers.compiling.builder import Library
 from workers.errors import UserError
 from workers.measuring.device_gauge import DeviceGauge

@@ -22,7 +22,7 @@ from device_agents.local import DeviceLost, LocalDevice
 from device_agents.processes import ProcessTimeout, RemoteFailure, WarmProcess
 from device_agents.tracker import TrackerProcess, tracker_summary
 from device_agents.tracker_wire import TrackerUnreachable
-from schemas.config import TargetConfig
+from schemas.target import TargetConfig
 
 pytestmark = pytest.mark.drill
 
@@ -191,7 +191,7 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "integration")!r}]
 from test_device_support import client
 from device_agents.local import LocalDevice
 from device_agents.tracker import TrackerProcess
-from schemas.config import TargetConfig
+from schemas.target import TargetConfig
 tracker = TrackerProcess()
 folder = Path({str(tmp_path)!r})
 device = LocalDevice(TargetConfig(key="one"), tracker.host, tracker.port, work_dir=folder)

@@ -18,7 +18,7 @@ from test_device_support import build_all, client, plain_server, wait_until
 from device_agents.local import LocalDevice
 from device_agents.processes import RemoteFailure, WarmProcess
 from device_agents.tracker import TrackerProcess, tracker_summary
-from schemas.config import TargetConfig
+from schemas.target import TargetConfig
 
 CORES = sorted(os.sched_getaffinity(0))
 

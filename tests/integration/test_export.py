@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -17,9 +16,11 @@ import pytest
 import torch
 import tuning_world
 import tvm
+import tvm_ffi
 from tuning_world import Table, tune_work
 from tvm.s_tir import meta_schedule as ms
 
+from orchestrator.report.snippets import library_lines
 from schemas.base import Schema
 from schemas.network import Structure, Trained
 from schemas.work import (
@@ -199,27 +200,66 @@ def test_the_tuning_records_open_as_a_database(finished: Finished) -> None:
     assert times == pytest.approx(sorted(e.latency_ms for e in finished.tuned.latencies))
 
 
-def test_the_library_runs_in_a_process_of_its_own(finished: Finished, tmp_path: Path) -> None:
+def test_the_library_runs_by_the_lines_of_the_report(finished: Finished, tmp_path: Path) -> None:
     """TVM's runtime and the exported folder are all it takes."""
-    images = finished.test_images(3)
-    with torch.no_grad():
-        expected = load_pruned(finished.folder)(images).numpy()
+    images = finished.test_images(1)
     np.save(tmp_path / "images.npy", images.numpy())
-    script = f"""
-import json, numpy, tvm
-from tvm.runtime.vm import VirtualMachine
-machine = VirtualMachine(tvm.runtime.load_module({str(finished.path("library"))!r}), tvm.cpu())
-images = numpy.load({str(tmp_path / "images.npy")!r})
-outputs = [machine["main"](tvm.runtime.tensor(image[None], tvm.cpu()))[0] for image in images]
-print(json.dumps([output.numpy()[0].tolist() for output in outputs]))
-"""
+    lines = library_lines(
+        str(finished.path("library")),
+        device="cpu",
+        threads=1,
+        shape=(1, 1, 16, 16),
+        dtype="float32",
+    )
+    zeros = 'numpy.zeros((1, 1, 16, 16), "float32")'
+    assert zeros in lines
+    script = lines.replace(zeros, f"numpy.load({str(tmp_path / 'images.npy')!r})")
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", f"{script}\nprint(*logits[0])"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    logits = np.array(json.loads(done.stdout.splitlines()[-1]))
+    assert_logits(finished, images, done.stdout)
+
+
+def test_the_library_runs_from_c_plus_plus(finished: Finished, tmp_path: Path) -> None:
+    """The example's source, by the commands at its top."""
+    images = finished.test_images(1)
+    source = Path(__file__).parents[2] / "examples" / "deploy.cc"
+    tvm_folder, ffi_folder = (Path(module.__file__).parent for module in (tvm, tvm_ffi))
+    folders = (tvm_folder, ffi_folder)
+    program = tmp_path / "deploy"
+    subprocess.run(
+        ["g++", "-std=c++17", "-O2", str(source), "-o", str(program)]
+        + [f"-I{folder / 'include'}" for folder in folders]
+        + [f"-L{folder / 'lib'}" for folder in folders]
+        + ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi"],
+        check=True,
+        timeout=120,
+    )
+    done = subprocess.run(
+        [program, finished.path("library"), "1", "1", "16", "16"],
+        input=images.numpy().tobytes(),
+        capture_output=True,
+        timeout=60,
+        env={
+            "TVM_NUM_THREADS": "1",
+            "LD_LIBRARY_PATH": ":".join(str(folder / "lib") for folder in folders),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert_logits(finished, images, done.stdout.decode())
+
+
+def assert_logits(finished: Finished, images: torch.Tensor, told: str) -> None:
+    """What was printed is what the exported network answers in torch."""
+    with torch.no_grad():
+        expected = load_pruned(finished.folder)(images).numpy()[0]
+    logits = np.array(told.split(), dtype=float)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
-    assert list(logits.argmax(1)) == list(expected.argmax(1))
 
 
 def test_the_description_says_what_a_user_needs(finished: Finished) -> None:

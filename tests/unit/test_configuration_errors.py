@@ -47,7 +47,7 @@ def test_resolved_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ("prune: {max_accuracy_drop: 0.01}\nepochs: 4", ["train.epochs"]),
         ("prune: {max_accuracy_drop: 0.01, ranking: l3}", ["'l3'", "'l1', 'l2' or 'fpgm'"]),
         ("prune: {accuracy_floor: 97}", ["prune.accuracy_floor is 97", "write 0.97"]),
-        ("prune: {accuracy_floor: 0.9, max_accuracy_drop: 0.1}", ["not both"]),
+        ("prune: {accuracy_floor: 0.9, max_accuracy_drop: 0.1}", ["both given", "keep one"]),
         ("run: one", ["section prune is missing"]),
         ("run: 7\nprune: {max_accuracy_drop: 0.01}", ["line 1", "in quotes: '7'"]),
         ("prune: 3", ["prune is 3", "section"]),
@@ -94,6 +94,33 @@ def test_resolved_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ("run: [1", ["not valid YAML", "line"]),
         ("prune: {max_accuracy_drop: 0.01}\n1: 3", ["line 2", "the key 1 is no name"]),
         ("prune: &p {max_accuracy_drop: 0.1, exclude: *p}", ["prune.exclude is an alias of what"]),
+        ("prune: {exclude: [fc]}", ["a floor is missing", "max_accuracy_drop: 0.01"]),
+        (
+            "prune: {max_accuracy_drop: 1}",
+            ["prune.max_accuracy_drop is 1", "less than 1", "write 0.01 for 1 %"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.1}\nmodel: {weights: w.pt}",
+            ["model.weights is not a setting; write it as model.checkpoint"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.1}\ndata: {path: here}",
+            ["data.path is not a setting; write it as data.root"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.1}\nbatch_size: 3",
+            ["write it as input.batch_size or train.batch_size"],
+        ),
+        ("prune: {max_accuracy_drop: 0.1}\ndevice: cuda", ["write it as targets[0].device"]),
+        (
+            "prune: {max_accuracy_drop: 0.1}\ntargets: [{tracker_port: 9190}]",
+            ["targets[].tracker_port is for device: tracker", "local"],
+        ),
+        (
+            "prune: {max_accuracy_drop: 0.1}\n"
+            "targets: [{device: tracker, tracker_port: 9190, cores: [0]}]",
+            ["targets[].cores is for device: local"],
+        ),
         ("- 1", ["mapping of sections"]),
         ("", ["section prune is missing"]),
     ],
@@ -117,6 +144,7 @@ def test_the_source_of_a_bad_value_is_named(tmp_path: Path) -> None:
     assert "--set seed=x" in problems(path, ("seed=x",))[0]
     assert "CPRUNE_TUNE__ROUND_SIZE" in problems(path, CPRUNE_TUNE__ROUND_SIZE="0")[0]
     assert "CPRUNE_SEED" in problems(path, CPRUNE_SED="3")[0]
+    assert "CPRUNE_TUNE__ROUND_SIZE?" in problems(path, CPRUNE_TUNE_ROUND_SIZE="3")[0]
     assert "a.b=value" in problems(path, ("seed",))[0]
     assert "seed is a number" in problems(path, ("seed=1", "seed.a=2"))[0]
 

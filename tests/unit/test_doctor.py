@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import synthetic_record
 
-from device_agents import tracker_wire
-from device_agents.tracker_wire import DeviceEntry, TrackerSummary
 from orchestrator import doctor
 from orchestrator.doctor import Check
 from orchestrator.plan import in_words, make_plan, run_folder
@@ -21,7 +19,6 @@ from orchestrator.plan_checks import (
     machine_checks,
     name_checks,
     start_checks,
-    target_checks,
 )
 
 
@@ -172,29 +169,6 @@ def test_torchvision_is_asked_for_names_that_are_not_known(
     monkeypatch.setattr(doctor, "probe", lambda _: answer)
     check = next(name_checks(synthetic_record.config(model={"name": "torchvision:alexnet"})))
     assert check.level == level and text in check.found + check.cure
-
-
-def test_tvm_is_asked_whether_it_knows_a_target() -> None:
-    for target, text in (
-        ({"kind": "nonsense"}, 'Target kind "nonsense" is not defined'),
-        ({"kind": "llvm"}, "does not give num-cores"),
-        ({"kind": "llvm", "num-cores": 4}, ""),
-    ):
-        config = synthetic_record.config(targets=[{"tvm_target": target}])
-        check = next(target_checks(config, 0, config.targets[0]))
-        assert (check.level, check.wrong_input) == (("fail", True) if text else ("ok", False))
-        assert text in check.found
-
-
-def test_a_tracker_without_the_key_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = TrackerSummary((DeviceEntry("pixel", "127.0.0.1", 9090),), {})
-    monkeypatch.setattr(tracker_wire, "tracker_summary", lambda *_: known)
-    for key, level in (("phone", "fail"), ("pixel", "ok")):
-        target = {"device": "tracker", "tracker_port": 9190, "key": key}
-        config = synthetic_record.config(targets=[target])
-        check = next(target_checks(config, 0, config.targets[0]))
-        assert check.level == level and not check.wrong_input
-        assert level == "ok" or ("pixel" in check.found and "targets[].key" in check.cure)
 
 
 def test_home_stands_for_the_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,12 +181,16 @@ def test_no_group_is_proposed_narrower_than_its_least_width() -> None:
 
 
 def test_the_spread_goes_from_one_unit_to_half() -> None:
-    cuts = [(width,) for width in range(60, 0, -4)]
-    assert spread(cuts, 1) == [(60,)]
-    assert spread(cuts, 2) == [(60,), (32,)]
-    assert spread(cuts, 3) == [(60,), (48,), (32,)]
-    assert spread(cuts[:2], 4) == [(60,), (56,)]
-    assert spread([], 2) == []
+    cuts = [candidate(str(width), widths=(width,)) for width in range(60, 0, -4)]
+    for given, count, kept in (
+        (cuts, 1, [60]),
+        (cuts, 2, [60, 32]),
+        (cuts, 3, [60, 48, 32]),
+        (cuts[:2], 4, [60, 56]),
+        (cuts[3:], 2, [48, 32]),
+        ([], 2, []),
+    ):
+        assert [item.widths_after[0] for item in spread(given, count, now=64)] == kept
 
 
 def test_screening_takes_different_tasks_first() -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from tvm.s_tir import meta_schedule as ms
 
-from schemas.config import TargetConfig
 from schemas.network import Trained
 from schemas.table import Measurement
+from schemas.target import TargetConfig
 from schemas.work import Exported, ExportedNetwork, ExportWork, Tuned
 from workers.export.loading import load_pruned
 from workers.export.torch_exports import write_torch_exports

@@ -123,6 +123,8 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
 def _pair(request: dict[str, Any]) -> dict[str, Any]:
     """Time two networks in turn, so that drift of the device meets both alike."""
     session = _state.session
+    for name in ("reference", "candidate"):  # how one lies in memory is part of an occasion
+        _state.networks.pop(request[name], None)
     machines = [_network(request[name]) for name in ("reference", "candidate")]
     image = _random_image(session, request)
     evaluators = [

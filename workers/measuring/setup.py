@@ -15,34 +15,23 @@ from device_agents.host_cores import HostCores
 from device_agents.host_facts import (
     allowed_cores,
     gpu_architecture,
-    gpu_model,
     last_level_cache_bytes,
     runs_on,
 )
 from device_agents.local import LocalDevice
 from device_agents.tracker import TrackerProcess
-from schemas.config import MeasureConfig, TargetConfig
+from schemas.config import MeasureConfig
+from schemas.target import TargetConfig
 from workers.errors import UserError
 from workers.measuring.agents import DeviceAddress
 from workers.measuring.device_gauge import DeviceGauge
 from workers.measuring.fleet import Fleet
 from workers.measuring.gauge import Gauge
+from workers.measuring.place import LEAST_LIMITS, check_place, needs_host
 from workers.measuring.recording import RecordingGauge, ReplayGauge
 
 _CORES = "host"
 _RESOLVE_S = 120.0
-_LIMITS: dict[str, dict[str, Any]] = {
-    "cuda": {
-        "max_shared_memory_per_block": 49152,
-        "max_threads_per_block": 1024,
-        "thread_warp_size": 32,
-    },
-    "opencl": {
-        "max_shared_memory_per_block": 32768,
-        "max_threads_per_block": 256,
-        "thread_warp_size": 1,
-    },
-}
 _USUAL_CACHE_BYTES = 4e6  # of a phone or a board
 
 
@@ -66,7 +55,7 @@ def open_device(
     target: TargetConfig, config: MeasureConfig, lock_dir: Path, scratch: Path
 ) -> Device:
     """Start or find the device. Raises ``UserError``, ``DeviceLost`` or ``TrackerUnreachable``."""
-    _check_place(target)
+    check_place(target)
     resolved = _Resolving(target)
     try:
         return _opened(target, config, lock_dir, scratch, resolved)
@@ -170,36 +159,7 @@ def complete_target(given: dict[str, Any]) -> dict[str, Any]:
     kind = str(given.get("kind"))
     architecture = gpu_architecture() if kind == "cuda" and "arch" not in given else None
     found = {} if architecture is None else {"arch": architecture}
-    return {**_LIMITS.get(kind, {}), **found, **given}
-
-
-def _check_place(target: TargetConfig) -> None:
-    """Raise ``UserError`` for an accelerator that cannot be reached as the target says."""
-    place, field = runs_on(target.tvm_target), "targets[].tvm_target"
-    if place == "cpu" or target.device == "replay":
-        return
-    if target.device == "tracker" and _needs_host(dict(target.tvm_target)):  # type: ignore[arg-type]
-        raise UserError(
-            field,
-            f"a {place} target behind a tracker has to name its CPU, which calls the accelerator",
-            'add host, as in host: {kind: llvm, mtriple: "aarch64-linux-android"}',
-        )
-    if target.device == "local" and place != "cuda":
-        raise UserError(
-            field,
-            f"TVM's packages run no {place} on this machine",
-            "reach such a device with targets[].device: tracker",
-        )
-    if target.device == "local" and gpu_model() is None:
-        raise UserError(
-            field,
-            "it names a CUDA GPU, and nvidia-smi finds none on this machine",
-            "start the run where there is one, or reach it with targets[].device: tracker",
-        )
-
-
-def _needs_host(given: dict[str, Any]) -> bool:
-    return given.get("kind") in _LIMITS and "host" not in given
+    return {**LEAST_LIMITS.get(kind, {}), **found, **given}
 
 
 class _Resolving:
@@ -209,7 +169,7 @@ class _Resolving:
         is_host = target.tvm_target == "host"
         self._given = {} if is_host else complete_target(dict(target.tvm_target))  # type: ignore[arg-type]
         self._asked: subprocess.Popen[str] | None = None
-        if is_host or (_needs_host(self._given) and target.device == "local"):
+        if is_host or (needs_host(self._given) and target.device == "local"):
             threads = target.threads or len(target.cores or allowed_cores())
             self._asked = subprocess.Popen(
                 [sys.executable, "-m", "device_agents.default_target", str(threads)],

@@ -58,7 +58,7 @@ def sensitivities(
     for name, found in members.items():
         producers = {member.name for member in found.producers}
         for member in found.consumers:
-            if member.name not in producers:  # a depthwise convolution hands its input on
+            if member.name not in producers or not _hands_on(own.get_submodule(member.name)):
                 readers[member.name].append((name, member))
     hooks = [
         own.get_submodule(reader).register_forward_pre_hook(gates.watcher(read), with_kwargs=True)
@@ -92,6 +92,12 @@ def sensitivities(
         for name, found in members.items()
         if name not in gates.unknown
     )
+
+
+def _hands_on(layer: nn.Module) -> bool:
+    """Whether it computes each channel from the one of its number alone, and so reads none."""
+    groups = getattr(layer, "groups", 1)
+    return bool(groups > 1 and groups == getattr(layer, "in_channels", None))
 
 
 class _Gates:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from schemas.config import TargetConfig
+from schemas.target import TargetConfig
 from schemas.work import CompareWork, ExportWork, Outcome, ScreenWork, Tuned, TuneWork, Work
 from workers.artifacts import ArtifactStore
 from workers.compiling.builder import Builder, ProgramBuilder
