@@ -112,8 +112,9 @@ def trained(
     for work in training(state, config):
         network = get(outcomes, work.key, FineTuned).network
         final, message = _keep(network, found.current, found.floor)
-        found = with_trainings(found, [network])
-        if final is network:
+        if work.key not in {decision.fine_tune_key for decision in found.decisions}:
+            found = with_trainings(found, [network])
+        if final is network and network.weights != found.current.weights:
             trained_key, spare = work.key, network.val_accuracy - found.floor
     if state.goes_on or (_may_go_on(found, config) and spare >= ACCURACY_GRAIN):
         update = {

@@ -83,12 +83,7 @@ class RayWorkers:
         self._table = table
         self._actors: dict[str, Any] = {}
         self._targets: dict[Hashable, str | None] = {}
-        cluster: Any = ray
-        self._training_needs = training_needs(
-            [node["Resources"] for node in cluster.nodes() if node["Alive"]],
-            context.config.fine_tune.max_parallel,
-        )
-        self._train: Any = None
+        self._trainings_at_once = context.config.fine_tune.max_parallel
         # Elsewhere in a cluster, or after a start anew, it would be another device.
         self._local = {target.name for target in context.config.targets if target.device == "local"}
 
@@ -131,11 +126,13 @@ class RayWorkers:
         self._end(list(self._actors))
 
     def _training(self) -> Any:
-        if self._train is None:
-            from workers.ray_entry import run_training
+        """What runs one; its needs are those of the machines that are there now."""
+        from workers.ray_entry import run_training
 
-            self._train = ray.remote(run_training).options(max_retries=0, **self._training_needs)
-        return self._train
+        cluster: Any = ray
+        machines = [node["Resources"] for node in cluster.nodes() if node["Alive"]]
+        needs = training_needs(machines, self._trainings_at_once)
+        return ray.remote(run_training).options(max_retries=0, **needs)
 
     def _actor(self, target: str) -> Any:
         """The target's actor; a new one when there is none, or it has died."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from workers.compiling.builder import Builder, BuildJob
 from workers.compiling.fan_out import BuilderLost, Built
 
 _START_S = 120.0
+_MOST_STARTS = 3
 _GRACE_S = 60.0
 _CLOSE_S = 5.0  # less than a tuning actor has for all of its closing
 
@@ -88,6 +90,7 @@ class RayBuilders:
         self._here = ray.get_runtime_context().get_node_id()
         self._known: dict[str, _RayBuilder | None] = {}
         """By machine; None for one that cannot build for this one."""
+        self._failed_starts: dict[str, int] = defaultdict(int)
 
     def __call__(self) -> list[_RayBuilder]:
         """Those of the machines that are there now; machines that are new get one."""
@@ -100,6 +103,8 @@ class RayBuilders:
                 ray.kill(known.actor)  # it may only be late, and would build on
             if name != self._here and (name not in self._known or (known and known.is_lost)):
                 self._known[name] = self._started(name, int(node["Resources"].get("CPU", 0)))
+                if self._known[name] is None and 0 < self._failed_starts[name] < _MOST_STARTS:
+                    del self._known[name]  # it may only have been slow: asked again next time
         return [builder for builder in self._known.values() if builder is not None]
 
     def close(self) -> None:
@@ -129,6 +134,7 @@ class RayBuilders:
             machine = ray.get(actor.machine.remote(), timeout=_START_S)
         except (ray.exceptions.RayError, TimeoutError):
             ray.kill(actor)
+            self._failed_starts[node] += 1
             return None
         if machine != platform.machine():
             ray.kill(actor)

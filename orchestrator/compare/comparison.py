@@ -21,6 +21,7 @@ from orchestrator.compare.methods import (
     OURS,
     RECORDS,
     RECORDS_OF_OTHERS,
+    RECORDS_OF_START,
     START,
     Spent,
     method_config,
@@ -30,7 +31,7 @@ from orchestrator.compare.rows import most_trials, table_of
 from orchestrator.configuration import CommandError
 from orchestrator.report import PAGE, replace_file, write_report
 from orchestrator.store.config_guard import ConfigChanged
-from orchestrator.store.reader import read_run
+from orchestrator.store.reader import NoRun, read_run
 from orchestrator.store.records import RecordsUnusable, copy_store
 from orchestrator.summary import exported_of, prepared_of, work_of
 from schemas.comparison import MethodRow, MethodTable
@@ -77,6 +78,8 @@ def compare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     start = _run(START, method_config(base, START, folder), report)
+    if not (folder / RECORDS_OF_START).exists():
+        _give_records(folder / RECORDS, folder / RECORDS_OF_START, report)
     checkpoint = _dense_weights(start, folder)
     records: dict[str, RunRecord] = {}
     ours = Spent()
@@ -91,16 +94,18 @@ def compare(
             original_candidates=original_candidates,
         )
 
-    goes_on = not driver.has_ended(config_of(OURS), folder / OURS)
     records[OURS] = _run(OURS, config_of(OURS), report)
     ours = spent_in(records[OURS])
-    if goes_on or not (folder / RECORDS_OF_OTHERS).exists():
-        _give_records(folder, report)
+    _give_what_ours_has(records[OURS], folder, report)
     for method in (DENSE, *(name for name in methods if name != OURS)):
-        records[method] = _run(method, config_of(method), report)
+        config = config_of(method)
+        if method in ABLATIONS and not Path(str(config.records.path)).exists():
+            _give_records(folder / RECORDS_OF_START, Path(str(config.records.path)), report)
+        records[method] = _run(method, config, report)
     others = (name for name in (*BASELINES, *ABLATIONS) if name not in records)
-    finished = [name for name in others if _has_ended(config_of(name), report)]
-    records |= {name: _run(name, config_of(name), report) for name in finished}
+    rows = {name: _ended_row(config_of(name), report) for name in others}
+    finished = [name for name, row in rows.items() if row is not None]
+    records |= {name: row for name, row in rows.items() if row is not None}
     not_run = {method: run.error for method, run in records.items() if run.state != "done"}
     shown = (method for method in (DENSE, *methods, *finished) if method not in not_run)
     records = {method: records[method] for method in shown}
@@ -163,14 +168,22 @@ def _cannot_run(record: RunRecord) -> bool:
     return record.state == "failed" and record.wrong_input and not is_interrupted
 
 
-def _has_ended(config: RunConfig, report: Report) -> bool:
-    """Whether a row that was not asked for is there, and was given what it is to have."""
+def _ended_row(config: RunConfig, report: Report) -> RunRecord | None:
+    """The run of a row that was not asked for, if it ended and was given what it is to have."""
     folder = Path(config.output) / config.run
     try:
-        return driver.has_ended(config, folder)
+        might_go_on = not driver.has_ended(config, folder)
+        record = read_run(folder)
     except ConfigChanged as change:
         report(f"{folder} is left out until it is asked for, when it begins again: {change}")
-        return False
+        return None
+    except NoRun:
+        return None
+    if record.state != "done":
+        return None
+    if might_go_on:
+        report(f"{folder} stays as it ended; asked for, it goes on to the limits of now")
+    return record
 
 
 def _make_way(config: RunConfig, folder: Path, report: Report) -> None:
@@ -185,12 +198,22 @@ def _make_way(config: RunConfig, folder: Path, report: Report) -> None:
         report(f"{folder} begins again, what it was is in {aside.name}: {change}")
 
 
-def _give_records(folder: Path, report: Report) -> None:
-    """Let the others begin with what ours has measured; what they had measured is forgotten."""
+def _give_what_ours_has(ours: RunRecord, folder: Path, report: Report) -> None:
+    """Let the others begin with what ours has measured, each time that it went on; what they had
+    measured is forgotten."""
+    last = str(ours.events[-1].sequence)
+    given = folder / f"{RECORDS_OF_OTHERS}.event"
+    if (folder / RECORDS_OF_OTHERS).exists() and given.exists() and given.read_text() == last:
+        return
+    _give_records(folder / RECORDS, folder / RECORDS_OF_OTHERS, report)
+    replace_file(given, last)
+
+
+def _give_records(path: Path, to: Path, report: Report) -> None:
     try:
-        copy_store(folder / RECORDS, folder / RECORDS_OF_OTHERS)
+        copy_store(path, to)
     except RecordsUnusable as error:
-        report(f"the other methods begin without ours' records: {error}")
+        report(f"{to.name} begins empty: {error}")
 
 
 def _dense_weights(record: RunRecord, folder: Path) -> Path:

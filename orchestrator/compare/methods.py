@@ -20,8 +20,10 @@ DENSE, OURS, NETADAPT, ORIGINAL = "dense", "ours", "netadapt", "cprune-original"
 START = "start"
 """The run that trains the dense network and tunes it for the search; no row of the table."""
 RECORDS, RECORDS_OF_OTHERS = "records.sqlite", "records-others.sqlite"
+RECORDS_OF_START = "records-start.sqlite"
 """Ours has none of what the others measure: what its programs cost may not depend on who was first.
-They begin with a copy of its records."""
+They begin with a copy of its records. Each ablation begins as ours did, with a copy of those of the
+dense network's tuning: ours' programs are what it is to do without."""
 
 _ENDLESS = {
     "max_rounds": 1_000_000,
@@ -103,9 +105,12 @@ def method_config(
     final_trials = trials if method == START else 2 * trials
     if method == DENSE:
         final_trials = max(final_trials, ours.most_trials)
+    run = method.replace(" ", "-")
     records = RECORDS if method in (START, OURS) else RECORDS_OF_OTHERS
+    if method in ABLATIONS:
+        records = f"records-{run}.sqlite"
     settings: dict[str, Any] = {
-        "run": method.replace(" ", "-"),
+        "run": run,
         "output": str(folder),
         "compare_uniform": None,
         "tune": {"final_trials_per_task": final_trials},

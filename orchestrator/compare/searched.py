@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from orchestrator.policies.ladder import HAD_ENOUGH
 from orchestrator.summary import tuned_by, work_of
 from schemas.base import content_key
 from schemas.comparison import AtOurTime
@@ -15,7 +16,7 @@ from schemas.work import Candidate, Compared, CompareWork, FineTuneWork, ScreenW
 
 def is_capped(state: TargetRecord) -> bool:
     """Whether a limit ended the search before its own end."""
-    return state.stopped_by.startswith("budget.")
+    return state.stopped_by.startswith("budget.") or HAD_ENOUGH in state.stopped_by
 
 
 def cuts_of(decided: Sequence[Candidate]) -> int:

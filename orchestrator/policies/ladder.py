@@ -19,6 +19,8 @@ from orchestrator.states import Decision
 from schemas.network import Structure
 from schemas.work import ScreeningKind
 
+HAD_ENOUGH = "it has had as much training as was asked for"
+"""Why a climb ends that might have gone on: a limit, not its own end."""
 SHARES = tuple(share / 40 for share in range(39, 0, -1))
 """Of every width, or of all channels: what is kept on each rung."""
 
@@ -60,16 +62,16 @@ class Ladder(Parallel):
             len(found.decisions) >= view.config.least_candidates
             and found.train_s >= view.config.least_train_s
         )
-        move = next_move(
+        climbed = (
             len(rungs),
             attempts_of(found.decisions),
             len(attempts_of(found.decisions[: found.recovered_after])),
-            had_enough=had_enough,
         )
+        move = next_move(*climbed, had_enough=had_enough)
         if move is None:
             at_the_end = bool(rungs) and found.current.structure == rungs[-1][1]
-            why = "the ladder has no" if at_the_end else "the floor does not allow a"
-            return Proposal(candidates=(), passed_over=(f"{why} narrower one",))
+            why = "the ladder has no narrower one" if at_the_end else why_ended(*climbed)
+            return Proposal(candidates=(), passed_over=(why,))
         name, structure = rungs[move.rung]
         name = f"{name}, trained further" if move.recovers else name
         current = view.search.current
@@ -141,6 +143,13 @@ def attempts_of(decisions: Sequence[Decision]) -> list[Attempt]:
         if decision.accepted:
             reached = decision.structure
     return found
+
+
+def why_ended(rungs: int, attempts: Sequence[Attempt], trained_long: int = 0) -> str:
+    """Why nothing follows these attempts, where there are narrower rungs."""
+    if next_move(rungs, attempts, trained_long, had_enough=False) is not None:
+        return HAD_ENOUGH
+    return "the floor does not allow a narrower one"
 
 
 def next_move(

@@ -333,7 +333,12 @@ def _training_kind(record: RunRecord, work: object) -> str:
     if isinstance(work, UniformWork):
         return "uniform network"
     if isinstance(work, FineTuneWork) and work.structure == work.parent.structure:
-        return "long fine-tuning"
+        of_steps = (step.candidate for target in record.targets for step in target.steps)
+        further = [
+            ((item.trained_from or item.parent).weights, item.structure) for item in of_steps
+        ]
+        if (work.parent.weights, work.structure) not in further:
+            return "long fine-tuning"
     return "candidates"
 
 

@@ -34,6 +34,10 @@ class NoRun(FileNotFoundError):
     """The folder holds no run."""
 
 
+class NotBegun(Exception):
+    """The run has never been started."""
+
+
 def read_run(run_dir: str | Path) -> RunRecord:
     """The run in a folder, as its ledger tells it."""
     path = Path(run_dir) / LEDGER
@@ -45,17 +49,23 @@ def read_run(run_dir: str | Path) -> RunRecord:
         raise NoRun(f"{run_dir} holds a run that has not begun: {error}") from error
     try:
         return record_of(ledger)
-    except LookupError as error:
+    except NotBegun as error:
         raise NoRun(f"{run_dir} holds a run that has not begun: {error}") from error
+    except LookupError as error:
+        raise NoRun(
+            f"{run_dir} holds a run that cannot be read, written by another version of cprune or "
+            f"damaged: nothing is known of {error}"
+        ) from error
     finally:
         ledger.close()
 
 
 def record_of(ledger: Ledger) -> RunRecord:
-    """The record of a started run; LookupError before its first start."""
+    """The record of a started run; ``NotBegun`` before its first start, LookupError where parts of
+    it refer to others that are not there."""
     info = ledger.info()
     if info is None:
-        raise LookupError("it has never been started")
+        raise NotBegun("it has never been started")
     standings = ledger.standings()
     names = [target.name for target in info.config.targets]
     states = {name: standings[name].state for name in names if name in standings}

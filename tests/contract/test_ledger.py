@@ -25,7 +25,7 @@ from orchestrator.store.base import (
     StaleSequence,
 )
 from orchestrator.store.memory import MemoryLedger
-from orchestrator.store.reader import LEDGER, NoRun, read_run, record_of
+from orchestrator.store.reader import LEDGER, NoRun, NotBegun, read_run, record_of
 from orchestrator.store.sharing import Sharing, SharingLedger
 from orchestrator.store.sqlite import SqliteLedger
 from orchestrator.transition import IllegalTransition
@@ -191,7 +191,7 @@ class TestContract:
         assert len(ledger.programs(names, "m")) == 1200
 
     def test_the_record_of_a_begun_run(self, ledger: Ledger) -> None:
-        with pytest.raises(LookupError):
+        with pytest.raises(NotBegun):
             record_of(ledger)
         ledger.start("a", fake_world.config(targets=[{"name": "host"}]), "d", {})
         first = ledger.transition("host", 0, start("host"), "", 1.0, 2.0)

@@ -47,9 +47,19 @@ class World:
         monkeypatch.setattr(comparison.driver, "run", run)
         self.fault = lambda work: None
 
-    def go(self, methods: tuple[str, ...] = (OURS, *BASELINES)) -> MethodTable:
+    def go(
+        self,
+        methods: tuple[str, ...] = (OURS, *BASELINES),
+        original_candidates: int = 3,
+        **changes: object,
+    ) -> MethodTable:
         tables = compare(
-            base(), self.folder, methods, is_quick=False, original_candidates=3, report=quiet
+            base(**changes),
+            self.folder,
+            methods,
+            is_quick=False,
+            original_candidates=original_candidates,
+            report=quiet,
         )
         return tables[0]
 

@@ -20,7 +20,7 @@ from orchestrator import driver
 from orchestrator.compare import comparison
 from orchestrator.compare.comparison import ComparisonStopped, compare
 from orchestrator.compare.finals import Finals
-from orchestrator.compare.methods import BASELINES, OURS, Spent
+from orchestrator.compare.methods import BASELINES, ORIGINAL, OURS, Spent
 from orchestrator.compare.page import console_table, headline, remarks, render
 from orchestrator.compare.rows import table_of
 from orchestrator.compare.searched import at_time, cuts_of, search_s
@@ -388,6 +388,14 @@ def test_rows_that_ended_before_stay_in_the_table_when_one_is_asked_for(
     more = Spent(candidates=40, most_trials=1, train_s=1.0)
     monkeypatch.setattr(comparison, "spent_in", lambda record: more)
     assert [row.method for row in world.go((OURS, "fpgm")).rows] == ["dense", OURS, "fpgm"]
+
+
+def test_a_row_that_ended_at_a_cap_stays_though_the_cap_is_now_larger(world: World) -> None:
+    capped = row_of(world.go((OURS, ORIGINAL), original_candidates=1), ORIGINAL)
+    again = world.go((OURS,), original_candidates=20)
+    assert capped.capped and row_of(again, ORIGINAL) == capped
+    further = row_of(world.go((OURS, ORIGINAL), original_candidates=20), ORIGINAL)
+    assert further.decided > capped.decided
 
 
 def test_a_method_that_is_interrupted_leaves_as_an_interrupted_run_does(

@@ -46,21 +46,35 @@ def test_the_others_begin_with_ours_records_and_ours_has_none_of_theirs(world: W
     assert [ran[number] for number in known(world, RECORDS_OF_OTHERS)] == ran
 
 
-def test_when_ours_goes_on_the_others_get_its_records_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.go(METHODS)
-    world.go((*METHODS, "fpgm"))
+def test_when_ours_goes_on_the_others_get_its_records_again(world: World) -> None:
+    shorter = {"budget": {"max_rounds": 1}}
+    world.go(METHODS, **shorter)
+    world.go((*METHODS, "fpgm"), **shorter)
     assert known(world, RECORDS_OF_OTHERS) == [0, 1, 2, 3, 4], "ours was done"
-    ended = driver.has_ended
-    monkeypatch.setattr(
-        comparison.driver,
-        "has_ended",
-        lambda config, *others: config.run != OURS and ended(config, *others),
-    )
-    world.go(METHODS)
+    world.go((OURS,), budget={"max_rounds": 30})
     assert known(world, RECORDS) == [0, 1, 5]
     assert known(world, RECORDS_OF_OTHERS) == [0, 1, 5]
+
+
+def test_so_they_do_where_a_comparison_died_between(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.go(METHODS, budget={"max_rounds": 1})
+    give = comparison._give_what_ours_has
+    monkeypatch.setattr(comparison, "_give_what_ours_has", lambda *_: None)
+    world.go((OURS,), budget={"max_rounds": 30})
+    assert known(world, RECORDS_OF_OTHERS) == [0, 1, 2, 3]
+    monkeypatch.setattr(comparison, "_give_what_ours_has", give)
+    world.go((OURS,), budget={"max_rounds": 30})
+    assert known(world, RECORDS_OF_OTHERS) == [0, 1, 4]
+
+
+def test_an_ablation_begins_as_ours_did(world: World) -> None:
+    """It is to do without some of what ours measured."""
+    world.go((OURS, "without blocks", "without transplants"))
+    assert known(world, RECORDS) == [0, 1]
+    assert known(world, "records-without-blocks.sqlite") == [0, 3]
+    assert known(world, "records-without-transplants.sqlite") == [0, 4]
 
 
 def test_without_ours_records_the_others_go_on(

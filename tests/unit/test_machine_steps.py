@@ -39,6 +39,7 @@ from schemas.work import (
     FineTuneWork,
     Prepared,
     PrepareWork,
+    Screened,
     TuneWork,
     UniformWork,
 )
@@ -124,6 +125,23 @@ def test_an_accepted_step_is_retuned_in_the_changed_tasks_alone() -> None:
     (work,) = machine.work_of(state, world.config)
     assert isinstance(work, TuneWork)
     assert work.added_trials and work.trials_per_task == 2 and work.modules == state.modules
+
+
+def test_a_step_that_changed_no_task_is_timed_inside_the_network_too() -> None:
+    """As when a block is taken out: no task is new, but what each takes there is."""
+    world = World(fake_world.config())
+    judging = state = world.until(Judging)
+    while not isinstance(state, Retuning):
+        judging = state if isinstance(state, Judging) else judging
+        state = world.step(state)
+    before = world.outcomes[judging.search.tuned_key]
+    for key, outcome in world.outcomes.items():
+        if isinstance(outcome, Screened):
+            world.outcomes[key] = outcome.model_copy(update={"tuned": before})
+    state = world.step(judging)
+    assert isinstance(state, Retuning)
+    (work,) = machine.work_of(state, world.config)
+    assert isinstance(work, TuneWork) and work.modules == ()
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,17 @@ def test_after_the_whole_network_what_gains_most_for_the_loss_expected_is_traine
     assert [item.candidate_id for item in found.waiting] == ["costly", "tiny"]
 
 
+def test_a_single_task_gets_a_long_training_only_for_what_a_gate_can_tell() -> None:
+    for share, task, long, chosen in (
+        (0.96, "task", True, False),
+        (0.94, "task", True, True),
+        (0.96, "task", False, True),
+        (0.96, "", True, True),
+    ):
+        item = candidate("a", task).model_copy(update={"long_training": long})
+        assert bool(choose([(item, screened("a", 10.0 * share))], PRUNE).chosen) == chosen
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30])
 @pytest.mark.parametrize("probability", [0.51, 0.9, 0.97, 0.999])
 def test_the_t_distribution(degrees: int, probability: float) -> None:

@@ -10,9 +10,17 @@ from driver_world import decisions, go
 from machine_world import World
 
 from orchestrator import machine
+from orchestrator.compare.searched import is_capped
 from orchestrator.policies.base import View
 from orchestrator.policies.candidates import rank_tasks
-from orchestrator.policies.ladder import Attempt, Move, attempts_of, next_move
+from orchestrator.policies.ladder import (
+    HAD_ENOUGH,
+    Attempt,
+    Move,
+    attempts_of,
+    next_move,
+    why_ended,
+)
 from orchestrator.policies.netadapt import STEP, NetAdapt
 from orchestrator.policies.screen import Rejection
 from orchestrator.search_parts import rejected
@@ -28,10 +36,12 @@ from orchestrator.states import (
 )
 from schemas.config import PolicyName, RunConfig
 from schemas.network import Structure
+from schemas.record import TargetRecord
 from schemas.work import (
     Candidate,
     Compared,
     CompareWork,
+    FineTuned,
     Prepared,
     PrepareWork,
     Screened,
@@ -95,6 +105,13 @@ def test_more_candidates_are_tried_where_the_other_side_had_more() -> None:
     assert len(climb(19, 5, least=20)) >= 20 > len(climb(19, 5))
 
 
+def test_a_training_is_counted_once() -> None:
+    """The long one at the end is that of the last attempt."""
+    world, done, _ = search("uniform", least_candidates=100)
+    trained = [item.network for item in world.outcomes.values() if isinstance(item, FineTuned)]
+    assert done.search.train_s == pytest.approx(sum(network.train_s for network in trained))
+
+
 MET, MISSED = Attempt(met=True), Attempt(met=False)
 GAINED, LOST = Attempt(met=True, recovers=True), Attempt(met=False, recovers=True)
 
@@ -107,6 +124,22 @@ def test_training_that_costs_accuracy_ends_the_climb() -> None:
 
 DOWN = [MET, MISSED, GAINED, MISSED]
 """Rung 0, not 1; further training; still not 1."""
+
+
+def test_a_climb_that_might_have_gone_on_with_more_training_says_so() -> None:
+    assert next_move(4, DOWN) is None and why_ended(4, DOWN) == HAD_ENOUGH
+    gained_nothing = [MET, MISSED, LOST]
+    assert why_ended(4, gained_nothing) == "the floor does not allow a narrower one"
+    target = TargetRecord(
+        target="host",
+        state="done",
+        accuracy_floor=0.9,
+        current=None,
+        final=None,
+        steps=(),
+        stopped_by=f"no step is left that pays ({HAD_ENOUGH})",
+    )
+    assert is_capped(target)
 
 
 def test_the_climb_goes_on_after_a_long_training() -> None:

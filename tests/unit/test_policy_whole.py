@@ -328,8 +328,8 @@ def test_at_the_floor_what_a_short_training_set_aside_is_trained_for_long() -> N
     while found := whole_cuts(view(*lost_all)):
         lost_all += [lost(candidate) for candidate in found]
 
-    def proposed(decision: Decision) -> list[Candidate]:
-        seen = view(*lost_all, decision)
+    def proposed(decision: Decision, *beside: Decision) -> list[Candidate]:
+        seen = view(*lost_all, decision, *beside)
         aside = seen.search.model_copy(update={"set_aside": (decision.task_id,)})
         found = Parallel().propose(replace(seen, search=aside)).candidates
         return [item for item in found if item.task_id == shortly.task_id]
@@ -338,8 +338,23 @@ def test_at_the_floor_what_a_short_training_set_aside_is_trained_for_long() -> N
     assert shortly.structure in [item.structure for item in again]
     assert all(item.long_training for item in again)
     assert proposed(lost(shortly).model_copy(update={"long_training": True})) == []
-    not_faster = {"fine_tune_key": None, "not_faster": True}
-    assert proposed(lost(shortly).model_copy(update=not_faster)) == []
+    not_faster = {"candidate_id": "other", "fine_tune_key": None, "not_faster": True}
+    refused = lost(shortly).model_copy(update=not_faster)
+    assert proposed(refused) == []
+    assert proposed(lost(shortly), refused), "another width of it was refused"
+
+
+@pytest.mark.parametrize(("accuracy", "deep"), [(0.91, True), (0.901, False)])
+def test_after_a_long_training_a_cut_is_as_deep_as_the_lost_one_if_that_gained_something(
+    accuracy: float, deep: bool
+) -> None:
+    """The floor is 0.9."""
+    first = whole_cuts(view())[0]
+    seen = view(lost(first), recovered_after=1)
+    current = seen.search.current.model_copy(update={"val_accuracy": accuracy, "weights": "new"})
+    search = seen.search.model_copy(update={"current": current})
+    found, *_ = whole_cuts(replace(seen, search=search))
+    assert kept(found) == pytest.approx(kept(first) ** (1.0 if deep else 0.5), abs=0.06)
 
 
 def test_the_network_recovers_where_cuts_were_taken_and_deeper_ones_lost() -> None:

@@ -102,6 +102,38 @@ class Patches(nn.Module):
         return self.head(self.folded(patches).mean((2, 3)).reshape(n, 2, 8).mean(1))
 
 
+class Alike(nn.Module):
+    """A convolution that is added to its own input: it reads the group that it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        x = functional.relu(x + self.inner(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_computes_and_reads_a_group_counts_as_a_reader() -> None:
+    torch.manual_seed(0)
+    network = Alike().eval()
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    groups = channel_groups(network, IMAGE)
+    (told,) = sensitivities(network, IMAGE, groups, [(images, labels)])
+    squares = torch.zeros(8)
+    for image, label in zip(images, labels, strict=True):
+        x = functional.relu(network.stem(image[None])).detach()
+        gate = torch.ones(8, requires_grad=True)
+        x = functional.relu(x + network.inner(x * gate.reshape(1, -1, 1, 1)))
+        logits = network.head((x.mean((2, 3))) * gate)
+        functional.cross_entropy(logits, label[None]).backward()
+        squares += gate.grad.square() / len(images)
+    assert told.losses[-1] == pytest.approx(float(squares.sum()), rel=1e-4)
+
+
 def test_a_group_that_is_read_by_other_rows_than_images_has_no_sensitivity() -> None:
     torch.manual_seed(0)
     network = Patches().eval()
