@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import fake_world
@@ -13,6 +14,7 @@ import pytest
 from orchestrator.compare.finals import Finals
 from orchestrator.speedup import lower_bound
 from schemas.table import Comparison
+from workers.measuring import gauge_server
 from workers.measuring.gauge import Gauge
 from workers.measuring.occasions import (
     OCCASIONS,
@@ -93,3 +95,27 @@ def test_the_last_measurement_of_a_comparison_tells_both_ways() -> None:
     assert finals.over_ours("fpgm") == pytest.approx((2.0, 2.5))
     assert finals.over_ours("ours") == ()
     assert (finals.latency_ms("dense"), finals.latency_ms("fpgm")) == (10.0, 4.0)
+
+
+def test_each_comparison_loads_both_networks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a network lies in memory is part of what occasions differ by."""
+    loaded: list[str] = []
+
+    class Machine:
+        def time_evaluator(self, *_: object, **__: object) -> Any:
+            return lambda image: SimpleNamespace(mean=0.001)
+
+    def network(path: str) -> Machine:
+        kept = gauge_server._state.networks
+        if path not in kept:
+            loaded.append(path)
+            kept[path] = Machine()
+        return kept[path]
+
+    monkeypatch.setattr(gauge_server._state, "networks", {})
+    monkeypatch.setattr(gauge_server, "_network", network)
+    monkeypatch.setattr(gauge_server, "_random_image", lambda *_: None)
+    request = {"reference": "a", "candidate": "b", "min_repeat_ms": 1}
+    for _ in range(2):
+        gauge_server._pair({**request, "least": 1, "most": 1, "within_s": 1.0})
+    assert loaded == ["a", "b", "a", "b"]
