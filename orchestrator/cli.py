@@ -355,12 +355,13 @@ def _check_start(config: RunConfig) -> None:
 def _read(run_dir: Path) -> RunRecord:
     if not run_dir.is_dir():
         _fail(f"{run_dir}: there is no such run folder; 'cprune run CONFIG' makes one.", 2)
+    from orchestrator.run_folder import what_to_name
     from orchestrator.store.reader import read_run
 
     try:
         record: RunRecord = read_run(run_dir)
     except FileNotFoundError as error:
-        _fail(f"{error}; name the folder of a run, or begin one with 'cprune run CONFIG'.", 2)
+        _fail(f"{error}; {what_to_name(run_dir)}.", 2)
     return record
 
 

@@ -7,6 +7,7 @@ to 8 s, a comparison 6 to 15 s). It says where the time would go, not more.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,9 +47,17 @@ START_S: Range = (10.0, 40.0)
 """Ray, tracker, devices, and the first imports of the warm processes."""
 IMAGE_S: Range = (0.0004, 0.004)
 """Training on one 32x32 image, forward and backward, small network on 2 cores; GPUs are faster."""
-WORK = {"resnet18_cifar": 46.0, "vgg16_cifar": 26.0, "mobilenet_v2_cifar": 8.0}
-"""Multiply-adds on an image of those networks at their default width, over small_resnet's; 1 for
-others, whose cost is not known here."""
+WORK = {
+    "small_resnet": 1.0,
+    "resnet18_cifar": 46.0,
+    "vgg16_cifar": 26.0,
+    "mobilenet_v2_cifar": 8.0,
+    "torchvision:resnet18": 3.0,
+    "torchvision:mobilenet_v2": 1.0,
+    "torchvision:vgg16_bn": 26.0,
+}
+"""Multiply-adds on an image of those networks at their default width, over small_resnet's; what
+others take is not known here."""
 IMAGES = {"digits": 1078, "drawn": 6000, "cifar10": 40_000}
 """Training images of the data sets whose size is known without reading them."""
 ROUNDS: Range = (3, 12)
@@ -176,17 +185,27 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
 
 
 def _epoch(config: RunConfig) -> Range | None:
-    """Seconds of training on every image once, None where their number is not known."""
+    """Seconds of training on every image once, None where their number is not known, or what the
+    network takes."""
     model, data = config.model, config.data
     images: float | None = IMAGES.get(data.name)
-    if images is None:
+    if data.name == "imagefolder" and data.root is not None:
+        images = _files_below(Path(data.root).expanduser())
+    if images is None or model.name not in WORK:
         return None
     if data.synthetic:
         images = _number(data.arguments.get("train"), images)
     width = _number(model.arguments.get("width"), 64) / 64
     fraction = _number(model.arguments.get("fraction"), 1)
-    work = max(1.0, WORK.get(model.name, 1.0) * (width * fraction) ** 2)
+    work = max(1.0, WORK[model.name] * (width * fraction) ** 2)
     return _times(IMAGE_S, images * work * (data.image_size / 32) ** 2)
+
+
+def _files_below(root: Path) -> int | None:
+    """Training images of a folder; None where there are none."""
+    train = root / "train"
+    folder = train if train.is_dir() else root
+    return sum(len(files) for _, _, files in os.walk(folder)) or None
 
 
 def _number(value: object, default: float) -> float:
@@ -214,7 +233,7 @@ def _sum(*spans: Range | None) -> Range | None:
 def in_words(span: Range | None) -> str:
     """A range of seconds for people."""
     if span is None:
-        return "depends on the size of the data set"
+        return "depends on the network and the data set"
     low, high = span
     if high < 120:
         return f"{low:.0f}-{high:.0f} s"

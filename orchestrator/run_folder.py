@@ -70,3 +70,18 @@ class EventFile:
 
 def _line(event: Event) -> str:
     return event.model_dump_json() + "\n"
+
+
+def what_to_name(folder: Path) -> str:
+    """What to name instead of a folder that holds no run."""
+    runs = sorted(path.parent.name for path in folder.glob("*/ledger.sqlite"))
+    if (folder / "comparison.html").exists():
+        return (
+            "it is a comparison: see comparison.html in it, or name one of its runs: "
+            + ", ".join(runs)
+        )
+    if runs:
+        return f"name one of the runs below it: {', '.join(runs)}"
+    if (folder / "structure.json").exists():
+        return "it is an exported network: name the folder of the run that it comes from"
+    return "name the folder of a run, or begin one with 'cprune run CONFIG'"

@@ -205,6 +205,18 @@ def test_plan_of_the_default_run_has_an_estimate() -> None:
     assert "min" in in_words((100.0, 1000.0))
 
 
+def test_plan_says_when_it_knows_no_time(tmp_path: Path) -> None:
+    unknown = synthetic_record.config(model={"name": "torchvision:resnet34"})
+    assert make_plan(unknown).seconds is None
+    for number in range(100):
+        path = tmp_path / "train" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    images = {"name": "imagefolder", "root": str(tmp_path), "image_size": 224}
+    known = synthetic_record.config(model={"name": "torchvision:resnet18"}, data=images)
+    assert make_plan(known).seconds is not None
+
+
 @pytest.mark.parametrize("trained", [1, 2])
 def test_plan_tells_how_many_candidates_a_round_screens(trained: int) -> None:
     """Where one is trained, that is one cut of the whole network as long as there is one."""
