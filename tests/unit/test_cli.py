@@ -278,6 +278,12 @@ def test_status_tells_how_far_a_training_is(run_dir: Path, capsys: Any) -> None:
 def test_status_of_what_is_no_run(tmp_path: Path, capsys: Any) -> None:
     assert call("status", str(tmp_path / "none")) == 2
     assert call("status", str(tmp_path)) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 2 and "no such run folder" in errors
+
+
+def test_folders_of_something_else_are_called_what_they_are(tmp_path: Path, capsys: Any) -> None:
+    assert call("status", str(tmp_path)) == 2
     assert "cprune run CONFIG" in capsys.readouterr().err
     (tmp_path / "structure.json").touch()
     assert call("status", str(tmp_path)) == 2
@@ -289,8 +295,6 @@ def test_status_of_what_is_no_run(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "comparison.html").touch()
     assert call("status", str(tmp_path)) == 2
     assert "see comparison.html in it, or name one of its runs: ours" in capsys.readouterr().err
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 2 and "no such run folder" in errors
 
 
 def test_export_copies_the_artefacts(run_dir: Path, tmp_path: Path, capsys: Any) -> None:
