@@ -26,6 +26,7 @@ NETWORKS = {
     "vgg16_cifar": {"fraction": 0.375},
     "mobilenet_v2_cifar": {"fraction": 0.25},
 }
+METHODS = (*BASELINES, *ABLATIONS)
 FIELDS = {
     "network",
     "quick",
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet18_cifar")
     parser.add_argument("--quick", action="store_true", help="fewer epochs, rounds and trials")
     parser.add_argument("--ablations", action="store_true", help=", ".join(ABLATIONS))
-    parser.add_argument("--method", action="append", choices=BASELINES, help="only this one")
+    parser.add_argument("--method", action="append", choices=METHODS, help="only this one")
     parser.add_argument("--output", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     run = f"compare-{arguments.network}"

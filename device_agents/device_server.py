@@ -27,11 +27,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m device_agents.device_server", description=__doc__
     )
-    parser.add_argument("--tracker-host", required=True)
-    parser.add_argument("--tracker-port", required=True, type=int)
+    parser.add_argument("--tracker-host", required=True, help="machine that the tracker is on")
+    parser.add_argument("--tracker-port", required=True, type=int, help="where it listens")
     parser.add_argument("--key", required=True, help="what clients ask the tracker for")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (no authentication)"
+        "--host",
+        default="127.0.0.1",
+        help="this device's address, as the machine of the run reaches it (no authentication)",
     )
     parser.add_argument("--threads", required=True, type=int, help="threads of TVM's runtime")
     parser.add_argument("--cores", default="", help="core mask, as 0,1,4; without it all cores")

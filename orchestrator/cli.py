@@ -265,11 +265,12 @@ def compare(
     name = "-".join([config.run, *(form for form, is_asked in forms.items() if is_asked)])
     config = config.model_copy(update={"run": name})
     _check_start(config)
-    offered = known.ABLATIONS if ablations else known.BASELINES
+    offered = (known.OURS, *known.BASELINES, *known.ABLATIONS)
     for name in method or ():
-        if name not in (known.OURS, *offered):
-            _fail(f"--method {name}: choose from {', '.join((known.OURS, *offered))}.", 2)
-    chosen = [known.OURS, *(name for name in offered if not method or name in method)]
+        if name not in offered:
+            _fail(f"--method {name}: choose from {', '.join(offered)}.", 2)
+    asked = method or (known.ABLATIONS if ablations else known.BASELINES)
+    chosen = [name for name in offered if name == known.OURS or name in asked]
     folder = run_folder(config)
     typer.echo(f"{config.run}: results go to {_relative(folder)}")
     tables = compare_methods(

@@ -151,6 +151,20 @@ def test_a_users_data_sets_are_read_item_by_item(monkeypatch: pytest.MonkeyPatch
     assert image.dtype == torch.float32 and label == 1
 
 
+def test_a_users_data_say_how_images_were_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever deploys the network; what says nothing is said to be the function's."""
+    silent, told = _Listed(), _Listed()
+    assert "own_images_here" in _own_splits(monkeypatch, silent, silent, silent).preprocessing.note
+    told.preprocessing = {"resize": 10, "mean": [0.5], "std": [0.25]}
+    found = _own_splits(monkeypatch, told, silent, silent).preprocessing
+    assert (found.size, found.resize, found.divide_by) == (8, 10, 255.0)
+    assert (found.mean, found.std, found.note) == ((0.5,), (0.25,), "")
+    for wrong in ({"mean": [0.5]}, {"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "ImageNet's"):
+        told.preprocessing = wrong
+        with pytest.raises(UserError, match="mean and std, 1 numbers each"):
+            _own_splits(monkeypatch, told, silent, silent)
+
+
 @pytest.mark.parametrize(
     ("item", "words"),
     [

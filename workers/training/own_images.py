@@ -90,10 +90,31 @@ def splits_of_function(config: DataConfig) -> Splits:
         _checked(data, origin, shape, len(names))
         for data, origin in zip(given, origins, strict=True)
     )
-    unchanged = ((0.0,) * shape[0], (1.0,) * shape[0])
-    note = f"done by {config.name}"
-    preprocessing = Preprocessing(size, shape[0], size, 1.0, *unchanged, note=note)
+    preprocessing = _preprocessing(result[0], size, shape[0], config.name)
     return Splits(train, validation, test, names, preprocessing)
+
+
+def _preprocessing(train: Any, size: int, channels: int, function: str) -> Preprocessing:
+    """What the training split says it was prepared by, for whoever deploys the network; none that
+    is known where it says nothing."""
+    told = getattr(train, "preprocessing", None)
+    if told is None:
+        unchanged = ((0.0,) * channels, (1.0,) * channels)
+        return Preprocessing(size, channels, size, 1.0, *unchanged, note=f"done by {function}")
+    try:
+        resize, divide_by = told.get("resize", size), told.get("divide_by", 255)
+        mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
+        found = Preprocessing(size, channels, int(resize), float(divide_by), mean, std)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        found = None
+    if found is None or {len(found.mean), len(found.std)} != {channels}:
+        raise UserError(
+            _FIELD,
+            f"the attribute preprocessing of the training split of {function} is {told!r}",
+            f"make it a mapping with mean and std, {channels} numbers each, and optionally resize "
+            "and divide_by, or leave it out",
+        )
+    return found
 
 
 def _given(data: Any, origin: Origin) -> ImageSet:
