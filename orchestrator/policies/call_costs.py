@@ -6,7 +6,7 @@ least squares of relative errors with no negative weight (Lawson and Hanson, Sol
 Problems, chapter 23), so that no task is taken to be slower for being narrower. Unlike the trees of
 ``latency_model`` it has no steps but those of vectors: a search may follow it channel by channel.
 So few weights fit one pace of a device: what earlier runs measured, at another, made them worse
-(benchmarks/RESULTS.md).
+(benchmarks/EXPERIMENTS.md, what candidates take).
 """
 
 from __future__ import annotations
