@@ -46,11 +46,17 @@ class Libraries(NetworkLibraries):
     """``errors``: what the build of the "wide" or of the "narrow" network raises."""
 
     errors: dict[str, Exception]
+    done: list[str]
+
+    def _choose_inside(self, trained: Trained, *_: Any) -> bool:
+        self.done.append("chosen inside the narrow" if trained.structure == NARROW else "wide")
+        return True
 
     def build(self, trained: Trained, fraction: float | None = None) -> tuple[Path, str]:
         name = "narrow" if trained.structure == NARROW else "wide"
         if name in self.errors:
             raise self.errors[name]
+        self.done.append(f"{name} built")
         return Path("network.so"), "key"
 
 
@@ -66,8 +72,15 @@ WORK = CompareWork(
 def libraries(folder: Path, **errors: Exception) -> Libraries:
     gauge: Any = Gauge()
     found = Libraries(PART, PART, PART, gauge, CONFIG, folder)
-    found.errors = errors
+    found.errors, found.done = errors, []
     return found
+
+
+def test_a_candidates_programs_are_chosen_inside_it_as_the_references_were(tmp_path: Path) -> None:
+    """What is built last is what is used: libraries of line-ups may have taken its room before."""
+    found = libraries(tmp_path)
+    found.compare(WORK)
+    assert found.done[-3:] == ["chosen inside the narrow", "narrow built", "wide built"]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +140,7 @@ def test_choosing_inside_keeps_what_else_the_tuning_found() -> None:
     ]
     chosen: dict[tuple[str, str], float] = {}
     bundle = SimpleNamespace(
+        table=TUNED.table,
         relax=SimpleNamespace(sites=[SimpleNamespace(function=site) for site in SITES]),
         task_ids=[entry.task_id for entry in TUNED.latencies],
     )

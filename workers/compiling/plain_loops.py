@@ -2,7 +2,8 @@
 
 TVM vectorises a loop of up to 64 elements as one, and one annotation has all loops of a program
 unrolled, also those that pad an image or add a bias. That makes them no faster, and one program in
-twelve takes ten times as long to compile as the others (benchmarks/EXPERIMENTS.md, what a build takes).
+twelve takes ten times as long to compile as the others (benchmarks/EXPERIMENTS.md, what a build
+takes).
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ from workers.tuning.tuner import Tuner
 _PACKED = "_prepacked"
 _KEPT_LIBRARIES = 4
 """The parent's and those of a round that are compared with it."""
+_FINALISTS_OF_A_CANDIDATE = 2
+"""The fastest by itself and, of small tasks, the fastest on one core: threads that wait for each
+other cost a network more than its parent whose programs were chosen so, by half in a slow spell of
+a machine (benchmarks/EXPERIMENTS.md, candidates chosen inside). A step is tuned further anyway."""
+_TURNS_OF_A_CANDIDATE = 2
 
 
 class NetworkLibraries:
@@ -110,24 +115,34 @@ class NetworkLibraries:
 
         Arguments and errors are those of ``attributed``.
         """
-        bundle = self._bundles.of_structure(trained.structure, fraction)
         count = self._config.tune.finalists
+        if not self._choose_inside(trained, occasion, fraction, count, TURNS):
+            return tuned
+        bundle = self._bundles.of_structure(trained.structure, fraction)
+        tuned = tuned.model_copy(update={"latencies": self._tuner.latencies(bundle)})
+        return self.attributed(tuned, trained, occasion, fraction)
+
+    def _choose_inside(
+        self, trained: Trained, occasion: str, fraction: float | None, count: int, turns: int
+    ) -> bool:
+        """Watch ``count`` finalists of each task; whether the device can tell what they take."""
+        bundle = self._bundles.of_structure(trained.structure, fraction)
         self._tuner.check_fastest(bundle, count)
         ups = line_ups(self._tuner.stored(bundle), count)
+        if len(ups) < 2:
+            return True
         functions = [site.function for site in bundle.relax.sites]
-        if len(ups) > 1:
-            watched: list[list[dict[str, float]]] = []
-            for turn in range(TURNS):
-                watched.append([])
-                for line_up in ups:
-                    found = self._watched(trained, fraction, line_up, f"{occasion}:{turn}")
-                    if found is None:
-                        self._gauge.release()
-                        return tuned
-                    watched[-1].append(task_times(tuned.table, functions, found))
-            self._tuner.record_inside(bundle, inside_latencies(ups, watched))
-            tuned = tuned.model_copy(update={"latencies": self._tuner.latencies(bundle)})
-        return self.attributed(tuned, trained, occasion, fraction)
+        watched: list[list[dict[str, float]]] = []
+        for turn in range(turns):
+            watched.append([])
+            for line_up in ups:
+                found = self._watched(trained, fraction, line_up, f"{occasion}:{turn}")
+                if found is None:
+                    self._gauge.release()
+                    return False
+                watched[-1].append(task_times(bundle.table, functions, found))
+        self._tuner.record_inside(bundle, inside_latencies(ups, watched))
+        return True
 
     def attributed(
         self, tuned: Tuned, trained: Trained, occasion: str, fraction: float | None = None
@@ -157,15 +172,22 @@ class NetworkLibraries:
     def compare(self, work: CompareWork) -> Compared:
         """Measure two networks, paired and interleaved, on several occasions.
 
-        No comparison, but the reason, for a candidate that does not build or run; the reference
-        has done both before. Raises ``UserError`` as ``build`` where it does not build now, and
-        where a time limit ended the candidate's build: that says nothing of the candidate.
+        The candidate's programs are chosen inside it before, as the reference's were: transplants
+        that are the fastest by themselves may not be so there. No comparison, but the reason, for a
+        candidate that does not build or run; the reference has done both before. Raises
+        ``UserError`` as ``build`` where it does not build now, and where a time limit ended the
+        candidate's build: that says nothing of the candidate.
         """
         device_s = self._gauge.device_s
         comparison, failed = None, ""
-        reference, reference_key = self.build(work.reference)
+        self.build(work.reference)
         try:
+            count = min(_FINALISTS_OF_A_CANDIDATE, self._config.tune.finalists)
+            self._choose_inside(work.candidate, work.label, None, count, _TURNS_OF_A_CANDIDATE)
             candidate, candidate_key = self.build(work.candidate)
+            reference, reference_key = self.build(
+                work.reference
+            )  # line-ups may have taken its room
             comparison = compare_until_sure(
                 self._gauge,
                 f"compare:{work.label}:{reference_key}:{candidate_key}",
