@@ -29,11 +29,10 @@ def propose(
     """Candidates for the slowest tasks that are not set aside and have an untried width, or are in
     a block that can be taken out.
 
-    ``blocks``: those that may be taken out. ``missed``: none is nowhere wider than one of these.
-    ``at_the_floor``: the accuracy is used up. Besides all
-    groups behind a task together each of them is cut by itself; widths may be finer than those
-    that keep the programs' structure, and where some were tried, others are; and all are to be
-    trained as long as the final network is.
+    ``blocks``: those that may be taken out. ``missed``: no candidate lies within one of these.
+    ``at_the_floor``: the accuracy is used up. Besides all groups behind a task together each of
+    them is cut by itself; widths may be finer than those that keep the programs' structure, and
+    where some were tried, others are; and all are to be trained as long as the final network is.
     """
 
     def made_of(task: RankedTask, cut: Mapping[str, int]) -> Candidate:

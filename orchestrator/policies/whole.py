@@ -144,9 +144,9 @@ def _cut(
     """Group -> new width, unit by unit until the calls take ``share`` of what they take now.
 
     Or until there is no unit left to take. No group gives more than half, but with its block; no
-    more than half of the blocks go, but a single one. None that leads to what missed the floor by
-    far. ``lost``: where a cut was, the last unit is only taken if that comes nearer to ``share``,
-    or else too little would go.
+    more than half of the blocks go, but a single one. Nothing is taken that would lead into one of
+    ``view.missed``. ``lost``: where a cut was, the last unit is only taken if that comes nearer to
+    ``share``, or else too little would go.
     """
     before, losses, missed = view.search.current.structure.widths, view.losses, view.missed
     whole_ms = total_ms = sites.total_ms({})
@@ -185,7 +185,7 @@ def _cut(
         if best is None:
             break
         _, change, gained_ms = best
-        nearer_without = total_ms / least_ms < least_ms / (total_ms - gained_ms)
+        nearer_without = total_ms * (total_ms - gained_ms) < least_ms**2
         if lost and nearer_without and total_ms <= _LEAST_CUT * whole_ms:
             break
         shares |= change
