@@ -38,6 +38,9 @@ def target_checks(index: int, target: TargetConfig, *, here: bool) -> Iterator[C
             cure = "give num-cores in tvm_target and threads the same number"
             yield Check(f"targets[{index}].threads", "warn", told, cure)
     name = f"target {target.name}"
+    if target.device == "local" and target.key != type(target).model_fields["key"].default:
+        told = f"the key {target.key!r} asks no tracker: the device is local, which is this machine"
+        yield Check(f"targets[{index}].key", "warn", told, "write device: tracker, or leave it out")
     if here:
         try:
             check_place(target)

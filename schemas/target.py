@@ -68,7 +68,7 @@ class TargetConfig(Section):
         if self.device == "replay" and self.recording is None:
             raise ValueError("targets[].recording is required for device: replay")
         if self.device == "local":
-            for name in ("tracker_host", "tracker_port", "key", "max_devices"):
+            for name in ("tracker_host", "tracker_port", "max_devices"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
                         f"targets[].{name} is for device: tracker, and this target's device is "

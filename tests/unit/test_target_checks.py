@@ -70,6 +70,10 @@ def test_more_threads_than_cores_that_are_compiled_for() -> None:
     assert [check.level for check in checks(tvm_target=target, threads=1)] == ["ok", "ok"]
 
 
+def test_a_key_without_a_tracker_is_told() -> None:
+    assert [check.level for check in checks(key="pixel-6")] == ["warn", "ok"]
+
+
 def test_a_tracker_without_the_key_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     known = TrackerSummary((DeviceEntry("pixel", "127.0.0.1", 9090),), {})
     monkeypatch.setattr(tracker_wire, "tracker_summary", lambda *_: known)
