@@ -21,7 +21,7 @@ from workers.compiling.network import relax_network
 from workers.compiling.programs import ScheduleSpace
 from workers.compiling.tasks import build_table
 from workers.errors import UserError
-from workers.measuring import setup
+from workers.measuring import place, setup
 from workers.measuring.setup import complete_target
 from workers.pruning.fold import exported_program
 from workers.tuning.search import Proposal, Search
@@ -104,7 +104,7 @@ def test_a_target_says_what_it_runs_on_and_gets_its_limits() -> None:
 def test_an_accelerator_that_cannot_be_reached_is_refused_at_once(
     changes: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "gpu_model", lambda: None)
+    monkeypatch.setattr(place, "gpu_model", lambda: None)
     with pytest.raises(UserError, match=complaint):
         setup.open_device(TargetConfig(**changes), MeasureConfig(), tmp_path, tmp_path)
 
