@@ -14,6 +14,9 @@ from schemas.network import Trained
 from schemas.summary import SpeedupVerdict
 from schemas.work import Exported
 
+_NEARLY_ALIKE = 0.1
+"""Of a ratio: how far two figures of it that name the same network as the faster one may differ."""
+
 
 def is_dense(network: Trained, dense: Trained) -> bool:
     """Whether a network is the dense one itself: the same structure and the same weights."""
@@ -29,7 +32,9 @@ def verdict_of(exported: Exported, confidence: float, *, dense: bool) -> Speedup
         return None
     ratio = statistics.median(ratios)
     of_medians = exported.dense.latency.latency_ms / exported.final.latency.latency_ms
-    if abs(of_medians - ratio) > interquartile_range(ratios) + 1e-6 * ratio:
+    agree = (of_medians - 1.0) * (ratio - 1.0) > 0.0
+    allowed = max(interquartile_range(ratios), (_NEARLY_ALIKE if agree else 1e-6) * ratio)
+    if abs(of_medians - ratio) > allowed:
         return "too_noisy"
     slowdown_low = lower_bound([1.0 / item for item in ratios], confidence)
     if ratio > 1.0 and (lower_bound(ratios, confidence) or 0.0) > 1.0:

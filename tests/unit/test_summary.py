@@ -174,6 +174,8 @@ def test_a_driver_that_finds_no_step_says_so(tmp_path: Path) -> None:
         ([0.9 + 0.03 * i for i in range(10)], 1.0, "not_distinguishable", "x, not disting"),
         ([2.0] * 3, 0.5, "not_distinguishable", "(3 comparisons)"),
         ([2.0 + 0.01 * i for i in range(10)], 0.3, "too_noisy", "2.04x, too noisy to tell (10 "),
+        ([16.0 + 0.01 * i for i in range(10)], 1 / 15.0, "faster", "16.05x faster than the dense"),
+        ([1.05 + 0.001 * i for i in range(10)], 1 / 0.98, "too_noisy", "1.05x, too noisy"),
         ([1.001] * 10, 1 / 1.001, "faster", "as fast as the dense network"),
     ],
 )
