@@ -48,9 +48,8 @@ class Libraries(NetworkLibraries):
     errors: dict[str, Exception]
     done: list[str]
 
-    def _choose_inside(self, trained: Trained, *_: Any) -> bool:
+    def _choose_new_inside(self, trained: Trained, occasion: str) -> None:
         self.done.append("chosen inside the narrow" if trained.structure == NARROW else "wide")
-        return True
 
     def build(self, trained: Trained, fraction: float | None = None) -> tuple[Path, str]:
         name = "narrow" if trained.structure == NARROW else "wide"
@@ -123,6 +122,44 @@ class Watched(NetworkLibraries):
 
 TUNED = fake_world.tuned(WIDE, "host")
 SITES = [f"site{number}" for number, _ in enumerate(TUNED.table.subgraphs)]
+
+
+def test_for_a_comparison_only_what_was_never_watched_is_chosen_inside() -> None:
+    """The reference may have the other tasks, and was chosen among more."""
+    old, new = (entry.task_id for entry in TUNED.latencies[:2])
+    stored = {entry.task_id: [] for entry in TUNED.latencies} | {
+        task_id: [
+            Program(
+                program_id=f"{task_id} {number}",
+                task_id=task_id,
+                device_model="m",
+                trace="[[],[]]",
+                source="search",
+                inside_ms=inside_ms,
+                measurement=fake_world.measurement(1.0 + number / 100),
+            )
+            for number in range(3)
+        ]
+        for task_id, inside_ms in ((old, 3.0), (new, None))
+    }
+    bundle = SimpleNamespace(
+        table=TUNED.table,
+        relax=SimpleNamespace(sites=[SimpleNamespace(function=site) for site in SITES]),
+        task_ids=list(stored),
+    )
+    recorded: dict[tuple[str, str], float] = {}
+    tuner: Any = SimpleNamespace(
+        check_fastest=lambda *_: None,
+        stored=lambda _: stored,
+        record_inside=lambda _, inside_ms: recorded.update(inside_ms),
+    )
+    bundles: Any = SimpleNamespace(of_structure=lambda *_: bundle)
+    gauge: Any = Gauge()
+    found = Watched(bundles, tuner, PART, gauge, CONFIG, Path("."))
+    found.fractions = []
+    found._choose_new_inside(fake_world.network(), "round 1")
+    assert set(recorded) == {(new, f"{new} 0"), (new, f"{new} 1")}
+    assert len(found.fractions) == 4, "two line-ups, twice"
 
 
 def test_choosing_inside_keeps_what_else_the_tuning_found() -> None:

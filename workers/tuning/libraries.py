@@ -115,22 +115,55 @@ class NetworkLibraries:
 
         Arguments and errors are those of ``attributed``.
         """
-        count = self._config.tune.finalists
-        if not self._choose_inside(trained, occasion, fraction, count, TURNS):
-            return tuned
         bundle = self._bundles.of_structure(trained.structure, fraction)
+        count = self._config.tune.finalists
+        self._tuner.check_fastest(bundle, count)
+        ups = line_ups(self._tuner.stored(bundle), count)
+        watched = self._watch_all(trained, fraction, ups, occasion, TURNS)
+        if watched is None:
+            return tuned
+        self._tuner.record_inside(bundle, watched)
         tuned = tuned.model_copy(update={"latencies": self._tuner.latencies(bundle)})
         return self.attributed(tuned, trained, occasion, fraction)
 
-    def _choose_inside(
-        self, trained: Trained, occasion: str, fraction: float | None, count: int, turns: int
-    ) -> bool:
-        """Watch ``count`` finalists of each task; whether the device can tell what they take."""
-        bundle = self._bundles.of_structure(trained.structure, fraction)
+    def _choose_new_inside(self, trained: Trained, occasion: str) -> None:
+        """Watch two finalists of each task of which nothing was watched before.
+
+        The others stay as they were chosen, among more: the network that this one is compared with
+        may have them, too.
+        """
+        bundle = self._bundles.of_structure(trained.structure)
+        count = min(_FINALISTS_OF_A_CANDIDATE, self._config.tune.finalists)
         self._tuner.check_fastest(bundle, count)
-        ups = line_ups(self._tuner.stored(bundle), count)
+        stored = self._tuner.stored(bundle)
+        new = {
+            task_id: programs
+            for task_id, programs in stored.items()
+            if all(program.inside_ms is None for program in programs)
+        }
+        best = {task_id: fastest(programs) for task_id, programs in stored.items()}
+        chosen = {task_id: program for task_id, program in best.items() if program is not None}
+        ups = [{**chosen, **line_up} for line_up in line_ups(new, count)]
+        watched = self._watch_all(trained, None, ups, occasion, _TURNS_OF_A_CANDIDATE)
+        if watched is not None:
+            of_new = {key: ms for key, ms in watched.items() if key[0] in new}
+            self._tuner.record_inside(bundle, of_new)
+
+    def _watch_all(
+        self,
+        trained: Trained,
+        fraction: float | None,
+        ups: Sequence[LineUp],
+        occasion: str,
+        turns: int,
+    ) -> dict[tuple[str, str], float] | None:
+        """What calls take inside, in ms, by task and program; None where the device cannot tell.
+
+        Of a single line-up there is nothing to choose, so nothing is watched.
+        """
         if len(ups) < 2:
-            return True
+            return {}
+        bundle = self._bundles.of_structure(trained.structure, fraction)
         functions = [site.function for site in bundle.relax.sites]
         watched: list[list[dict[str, float]]] = []
         for turn in range(turns):
@@ -139,10 +172,9 @@ class NetworkLibraries:
                 found = self._watched(trained, fraction, line_up, f"{occasion}:{turn}")
                 if found is None:
                     self._gauge.release()
-                    return False
+                    return None
                 watched[-1].append(task_times(bundle.table, functions, found))
-        self._tuner.record_inside(bundle, inside_latencies(ups, watched))
-        return True
+        return inside_latencies(ups, watched)
 
     def attributed(
         self, tuned: Tuned, trained: Trained, occasion: str, fraction: float | None = None
@@ -180,14 +212,12 @@ class NetworkLibraries:
         """
         device_s = self._gauge.device_s
         comparison, failed = None, ""
-        self.build(work.reference)
+        self.build(work.reference)  # an error of its own is not the candidate's
         try:
-            count = min(_FINALISTS_OF_A_CANDIDATE, self._config.tune.finalists)
-            self._choose_inside(work.candidate, work.label, None, count, _TURNS_OF_A_CANDIDATE)
+            self._choose_new_inside(work.candidate, work.label)
             candidate, candidate_key = self.build(work.candidate)
-            reference, reference_key = self.build(
-                work.reference
-            )  # line-ups may have taken its room
+            # The candidate's line-ups may have taken its room.
+            reference, reference_key = self.build(work.reference)
             comparison = compare_until_sure(
                 self._gauge,
                 f"compare:{work.label}:{reference_key}:{candidate_key}",
