@@ -188,10 +188,12 @@ def _epoch(config: RunConfig) -> Range | None:
     """Seconds of training on every image once, None where their number is not known, or what the
     network takes."""
     model, data = config.model, config.data
+    if model.name not in WORK:
+        return None
     images: float | None = IMAGES.get(data.name)
     if data.name == "imagefolder" and data.root is not None:
         images = _files_below(Path(data.root).expanduser())
-    if images is None or model.name not in WORK:
+    if images is None:
         return None
     if data.synthetic:
         images = _number(data.arguments.get("train"), images)

@@ -78,7 +78,7 @@ def compare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     start = _run(START, method_config(base, START, folder), report)
-    if not (folder / RECORDS_OF_START).exists():
+    if not (folder / OURS).exists():  # else its programs would be among them
         _give_records(folder / RECORDS, folder / RECORDS_OF_START, report)
     checkpoint = _dense_weights(start, folder)
     records: dict[str, RunRecord] = {}
@@ -98,10 +98,7 @@ def compare(
     ours = spent_in(records[OURS])
     _give_what_ours_has(records[OURS], folder, report)
     for method in (DENSE, *(name for name in methods if name != OURS)):
-        config = config_of(method)
-        if method in ABLATIONS and not Path(str(config.records.path)).exists():
-            _give_records(folder / RECORDS_OF_START, Path(str(config.records.path)), report)
-        records[method] = _run(method, config, report)
+        records[method] = _run(method, config_of(method), report)
     others = (name for name in (*BASELINES, *ABLATIONS) if name not in records)
     rows = {name: _ended_row(config_of(name), report) for name in others}
     finished = [name for name, row in rows.items() if row is not None]
@@ -143,6 +140,9 @@ def _run(method: str, config: RunConfig, report: Report) -> RunRecord:
     folder = Path(config.output) / config.run
     if method not in (START, OURS):
         _make_way(config, folder, report)
+    if method in ABLATIONS and not folder.exists():
+        own = Path(str(config.records.path))
+        _give_records(own.with_name(RECORDS_OF_START), own, report)
     if driver.has_ended(config, folder):
         report(f"== {method}: {folder} (done)")
         record, is_told = read_run(folder), (folder / PAGE).exists()
@@ -177,7 +177,9 @@ def _ended_row(config: RunConfig, report: Report) -> RunRecord | None:
     except ConfigChanged as change:
         report(f"{folder} is left out until it is asked for, when it begins again: {change}")
         return None
-    except NoRun:
+    except NoRun as error:
+        if folder.exists():
+            report(f"{folder} is left out: {error}")
         return None
     if record.state != "done":
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.latency_model import LatencyModel, predicted_ms
 from orchestrator.policies.parallel import Parallel
+from orchestrator.policies.screen import most_kept
 
 DEPTHS = 8
 """Widths of each task that are looked at."""
@@ -42,7 +43,7 @@ class Predictor(Parallel):
             cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
             told_ms = predicted_ms(model, view.programs, groups, widths, cut, view.blocks)
             gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
-            if gain < 1.0 - prune.step_latency_ratio and candidate.trained_from is None:
+            if gain < 1.0 - most_kept(candidate, prune) and candidate.trained_from is None:
                 continue
             taken = sum(1.0 - width / widths[group] for group, width in cut.items())
             known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})

@@ -10,7 +10,7 @@ from schemas.base import Schema
 from schemas.config import PruneConfig
 from schemas.work import Candidate, Screened
 
-_LEAST_GAIN_ALONE = 0.95
+_MOST_KEPT_ALONE = 0.95
 """Of the parent's programs: a cut for a single task is not worth a long training if it keeps more.
 The latency gate hardly ever tells so little from noise. Measured: benchmarks/EXPERIMENTS.md, what
 becomes of lost cuts."""
@@ -44,17 +44,15 @@ def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) 
     rejected: list[Rejection] = []
     faster: list[tuple[float, Candidate]] = []
     for candidate, found in screened:
-        least = config.step_latency_ratio
-        if candidate.task_id and candidate.long_training:
-            least = min(least, _LEAST_GAIN_ALONE)
-        limit_ms = least * found.parent_ms
+        most = most_kept(candidate, config)
+        limit_ms = most * found.parent_ms
         if found.refused:
             reason = f"refused: {found.refused}"
         elif found.candidate_ms > limit_ms:
             parent = f"the parent's {found.parent_ms:.4g} ms"
             above = (
-                f"above {limit_ms:.4g} ms ({least:g} of {parent})"
-                if least < 1.0
+                f"above {limit_ms:.4g} ms ({most:g} of {parent})"
+                if most < 1.0
                 else f"above {parent}"
             )
             reason = f"screened at {found.candidate_ms:.4g} ms, {above}"
@@ -69,6 +67,14 @@ def choose(screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig) 
         waiting=tuple(ordered[config.fine_tuned_per_round :]),
         rejected=tuple(rejected),
     )
+
+
+def most_kept(candidate: Candidate, config: PruneConfig) -> float:
+    """The share of its parent's latency that a candidate may keep at most, to be trained."""
+    is_further = candidate.trained_from is not None  # its first training was worth it
+    if candidate.task_id and candidate.long_training and not is_further:
+        return min(config.step_latency_ratio, _MOST_KEPT_ALONE)
+    return config.step_latency_ratio
 
 
 def _by_worth(faster: Sequence[tuple[float, Candidate]]) -> list[Candidate]:

@@ -97,7 +97,8 @@ def needs_recovery(view: View) -> bool:
 
 
 def _lost_whole_cuts(decisions: Sequence[Decision]) -> list[Decision]:
-    """But those that held once they had been trained further."""
+    """Cuts of the whole network that lost too much accuracy, and did not hold once they had been
+    trained further."""
     held = [item.structure for item in decisions if item.accepted]
     return [
         item

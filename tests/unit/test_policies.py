@@ -234,6 +234,10 @@ def test_a_single_task_gets_a_long_training_only_for_what_a_gate_can_tell() -> N
     ):
         item = candidate("a", task).model_copy(update={"long_training": long})
         assert bool(choose([(item, screened("a", 10.0 * share))], PRUNE).chosen) == chosen
+    further = candidate("a", "task").model_copy(
+        update={"long_training": True, "trained_from": item.parent}
+    )
+    assert choose([(further, screened("a", 9.6))], PRUNE).chosen, "it was screened before"
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30])
