@@ -154,8 +154,10 @@ def status(run_dir: RunFolder) -> None:
     print_table(["target", "state", "steps accepted", "validation", "floor", "stopped by"], rows)
     typer.echo(f"units of work finished: {len(record.work)}")
     for training in trainings_in_flight(run_dir):
-        told = (f"epoch {training.epoch}/{training.epochs}", training.accuracy)
-        typer.echo(f"training: {training.name}, {', '.join(filter(None, told))}")
+        epoch = f"epoch {training.told.epoch}/{training.told.epochs}"
+        typer.echo(
+            f"training: {', '.join(filter(None, (training.name, epoch, training.accuracy)))}"
+        )
     for event in record.events[-5:]:
         typer.echo(f"  {event.sequence:>4}  {event.target}  {event.state}  {event.message}")
     raise typer.Exit(1 if record.state == "failed" else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from schemas.progress import ToldProgress
+
 FOLDER = "progress"
 FRESH_S = 10.0
 """A training that has not written for so long is over, or stuck."""
@@ -22,24 +23,21 @@ _NAMES = {"prepare": "dense network", "uniform": "uniform network", "fine_tune":
 
 @dataclass(frozen=True)
 class Training:
-    """How far a training is: in batch ``batch`` of ``batches`` of epoch ``epoch`` of ``epochs``.
-
-    ``key`` tells it from others. ``val_accuracy`` is that of the last finished epoch.
-    """
+    """A training in flight; ``key`` tells it from others."""
 
     key: str
-    name: str
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    loss: float
-    val_accuracy: float | None
+    told: ToldProgress
+
+    @property
+    def name(self) -> str:
+        """What it trains."""
+        return _NAMES.get(self.told.what, self.told.what)
 
     @property
     def accuracy(self) -> str:
         """In words; empty before the first epoch has ended."""
-        return "" if self.val_accuracy is None else f"validation {self.val_accuracy:.2%}"
+        accuracy = self.told.val_accuracy
+        return "" if accuracy is None else f"validation {accuracy:.2%}"
 
 
 def trainings_in_flight(run_dir: Path, since: float = 0.0) -> Iterator[Training]:
@@ -50,21 +48,11 @@ def trainings_in_flight(run_dir: Path, since: float = 0.0) -> Iterator[Training]
         try:
             if path.stat().st_mtime < oldest:
                 continue
-            told = json.loads(path.read_text())
+            told = ToldProgress.model_validate_json(path.read_text())
         except (OSError, ValueError):  # being replaced this moment
             continue
-        if told["epoch"] >= told["epochs"] and told["batch"] >= told["batches"]:
-            continue
-        yield Training(
-            key=path.name,
-            name=_NAMES.get(told["what"], told["what"]),
-            epoch=told["epoch"],
-            epochs=told["epochs"],
-            batch=told["batch"],
-            batches=told["batches"],
-            loss=told["loss"],
-            val_accuracy=told["val_accuracy"],
-        )
+        if told.epoch < told.epochs or told.batch < told.batches:
+            yield Training(key=path.name, told=told)
 
 
 class TrainingBars:
@@ -126,11 +114,12 @@ class TrainingBars:
             self._bars[training.key] = progress.add_task(
                 training.name, total=None, epoch="", loss=0.0, accuracy=""
             )
+        told = training.told
         progress.update(
             self._bars[training.key],
-            total=training.epochs * training.batches,
-            completed=max(0, training.epoch - 1) * training.batches + training.batch,
-            epoch=f"{training.epoch}/{training.epochs}",
-            loss=training.loss,
+            total=told.epochs * told.batches,
+            completed=max(0, told.epoch - 1) * told.batches + told.batch,
+            epoch=f"{told.epoch}/{told.epochs}",
+            loss=told.loss,
             accuracy=training.accuracy,
         )

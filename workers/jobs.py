@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from schemas.config import TrainConfig
 from schemas.network import Sensitivity, Structure, Trained
+from schemas.progress import ProgressEvent
 from schemas.work import (
     FineTuned,
     FineTuneWork,
@@ -30,7 +31,7 @@ from workers.pruning.surgery import prune_to
 from workers.training.distillation import Teacher
 from workers.training.images import batches, row_major
 from workers.training.runtime import computing
-from workers.training.train import ProgressEvent, TrainOutcome, train
+from workers.training.train import TrainOutcome, train
 from workers.training.weights import load_checkpoint
 
 _SENSITIVITY_IMAGES = 256
@@ -52,10 +53,11 @@ class _Part:
         if progress is None:
             return None
         return lambda event: progress(
-            replace(
-                event,
-                epoch=event.epoch + self.number * event.epochs,
-                epochs=self.count * event.epochs,
+            event.model_copy(
+                update={
+                    "epoch": event.epoch + self.number * event.epochs,
+                    "epochs": self.count * event.epochs,
+                }
             )
         )
 

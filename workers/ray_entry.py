@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import faulthandler
 import functools
-import json
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from pydantic import TypeAdapter
 
+from schemas.progress import ProgressEvent, ToldProgress
 from schemas.work import Outcome, Work
 from workers.context import RunContext
 from workers.protocols import ProgramTable
@@ -107,9 +106,10 @@ def _progress(run_dir: Path, work: Work) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{work.key[:24]}.json"
 
-    def report(event: Any) -> None:
+    def report(event: ProgressEvent) -> None:
         partial = path.with_suffix(".part")
-        partial.write_text(json.dumps({"what": work.kind, **asdict(event)}))
+        told = ToldProgress(what=work.kind, **event.model_dump())
+        partial.write_text(told.model_dump_json())
         partial.replace(path)
 
     return report

@@ -268,7 +268,7 @@ def test_status(run_dir: Path, capsys: Any) -> None:
 def test_status_tells_how_far_a_training_is(run_dir: Path, capsys: Any) -> None:
     (run_dir / "progress").mkdir()
     told = {"what": "prepare", "epoch": 2, "epochs": 24, "batch": 5, "batches": 9}
-    told |= {"loss": 0.5, "val_accuracy": 0.1875}
+    told |= {"loss": 0.5, "val_accuracy": 0.1875, "elapsed_s": 1.0}
     (run_dir / "progress" / "a.json").write_text(json.dumps(told))
     assert call("status", str(run_dir)) == 0
     said = capsys.readouterr().out

@@ -40,8 +40,12 @@ def test_those_in_flight_are_told_with_names_people_know(tell: Tell, tmp_path: P
     tell("a")
     tell("b", what="prepare", epoch=1, val_accuracy=None)
     tuning, dense = trainings_in_flight(tmp_path)
-    assert (tuning.name, tuning.epoch, tuning.accuracy) == ("fine-tuning", 2, "validation 25.00%")
-    assert (dense.name, dense.epoch, dense.accuracy) == ("dense network", 1, "")
+    assert (tuning.name, tuning.told.epoch, tuning.accuracy) == (
+        "fine-tuning",
+        2,
+        "validation 25.00%",
+    )
+    assert (dense.name, dense.told.epoch, dense.accuracy) == ("dense network", 1, "")
 
 
 def test_one_at_its_last_batch_is_over(tell: Tell, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 
 from schemas.config import DataConfig, ModelConfig, PruneConfig, RunConfig, TrainConfig
 from schemas.network import Sensitivity, Structure, Trained
+from schemas.progress import ProgressEvent
 from schemas.work import FineTuned, FineTuneWork, Prepared, PrepareWork
 from workers.artifacts import ArtifactStore
 from workers.errors import TrainingTimedOut
 from workers.jobs import TrainingJobs
 from workers.networks import Networks
 from workers.training.images import TensorImages
-from workers.training.train import ProgressEvent
 
 CONFIG = RunConfig(
     model=ModelConfig(name="small_resnet"),

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from schemas.config import DataConfig, ModelConfig, TrainConfig
+from schemas.progress import ProgressEvent
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut, UserError
 from workers.training.data import load_splits
 from workers.training.images import Splits, TensorImages
 from workers.training.metrics import accuracy_of_logits, evaluate
 from workers.training.networks import build_model
-from workers.training.train import ProgressEvent, train
+from workers.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelConfig(arguments={"stem": 4, "widths": [4, 8], "blocks": 1})

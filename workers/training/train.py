@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from schemas.config import TrainConfig
+from schemas.progress import ProgressEvent
 from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
 from workers.training.distillation import Teacher
@@ -30,19 +31,6 @@ from workers.training.weights import not_finite
 
 _PROGRESS_INTERVAL_S = 0.5
 _IMAGES = "data.name"
-
-
-@dataclass(frozen=True)
-class ProgressEvent:
-    """How far a training is. ``val_accuracy`` is that of the last finished epoch."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    loss: float
-    val_accuracy: float | None
-    elapsed_s: float
 
 
 @dataclass(frozen=True)
