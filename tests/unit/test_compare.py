@@ -398,6 +398,17 @@ def test_a_row_that_ended_at_a_cap_stays_though_the_cap_is_now_larger(world: Wor
     assert further.decided > capped.decided
 
 
+def test_a_row_that_cannot_be_read_is_told(world: World) -> None:
+    told: list[str] = []
+    world.go((OURS,))
+    (world.folder / "fpgm").mkdir()
+    compare(
+        base(), world.folder, (OURS,), is_quick=False, original_candidates=3, report=told.append
+    )
+    assert any("fpgm is left out: " in line for line in told)
+    assert not any("uniform-l1" in line for line in told), "there never was one"
+
+
 def test_a_method_that_is_interrupted_leaves_as_an_interrupted_run_does(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
