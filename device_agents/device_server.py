@@ -35,9 +35,14 @@ def main() -> None:
         default="127.0.0.1",
         help="this device's address, as the machine of the run reaches it (no authentication)",
     )
+    parser.add_argument(
+        "--port", default=0, type=int, help="to listen on, for a firewall; without it a free one"
+    )
     parser.add_argument("--threads", required=True, type=int, help="threads of TVM's runtime")
     parser.add_argument("--cores", default="", help="core mask, as 0,1,4; without it all cores")
-    parser.add_argument("--work-dir", required=True, type=Path, help="for the files of sessions")
+    parser.add_argument(
+        "--work-dir", required=True, type=Path, help="a folder of its own, for sessions' files"
+    )
     parser.add_argument("--max-lease", default=3600, type=int, help="longest session in seconds")
     parser.add_argument("--runs-on", default="cpu", help="cpu or cuda: what programs run on")
     options = parser.parse_args()
@@ -48,16 +53,21 @@ def main() -> None:
     import_runtime(options.runs_on)
     import tvm.rpc  # noqa: F401  # imported here once, and not in every session
 
-    from device_agents.server_loop import DeviceServer
+    from device_agents.server_loop import DeviceServer, FolderInUse
 
     tracker = (options.tracker_host, options.tracker_port)
-    DeviceServer(
-        tracker,
-        options.key,
-        host=options.host,
-        work_dir=options.work_dir,
-        max_lease_s=options.max_lease,
-    ).run()
+    try:
+        server = DeviceServer(
+            tracker,
+            options.key,
+            host=options.host,
+            port=options.port,
+            work_dir=options.work_dir,
+            max_lease_s=options.max_lease,
+        )
+    except FolderInUse as error:
+        parser.error(str(error))
+    server.run()
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import psutil
 
 from device_agents.children import Child, describe_exit, end_child, start_child
 from device_agents.host_facts import allowed_cores, device_model, gpu_model, runs_on
+from device_agents.server_loop import LISTENING_FILE, SESSION_FOLDERS
 from device_agents.tracker_wire import TrackerUnreachable, tracker_summary
 from schemas.target import TargetConfig
 
-_LISTENING_FILE = "listening.json"
 _POLL_S = 0.05
 _BACKOFF_S = (0.0, 0.5, 2.0)
 _LOG_TAIL_BYTES = 2000
@@ -152,7 +152,7 @@ class LocalDevice:
         self._end()
         deadline = time.monotonic() + self._start_timeout_s
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        listening = self._work_dir / _LISTENING_FILE
+        listening = self._work_dir / LISTENING_FILE
         listening.unlink(missing_ok=True)
         host, port = self._tracker
         command = [sys.executable, "-m", "device_agents.device_server"]
@@ -193,7 +193,7 @@ class LocalDevice:
         child, self._child, self.port = self._child, None, None
         if child is not None:
             end_child(child)
-        for folder in self._work_dir.glob("session-*"):
+        for folder in self._work_dir.glob(f"{SESSION_FOLDERS}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _log_tail(self) -> str:

@@ -7,11 +7,14 @@ again and again, and offers the device again.
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from device_agents.tracker_wire import (
     PENDING_MATCHKEYS,
@@ -35,11 +38,17 @@ class Registration:
     """One connection to the tracker, kept up. Times are ``time.monotonic`` seconds.
 
     The owner polls ``fileno`` for ``events``, calls ``handle`` when one comes and ``tick`` now and
-    then. It calls ``offer`` when the device is free and ``take`` when a client has come.
+    then. It calls ``offer`` when the device is free and ``take`` when a client has come. ``tell``
+    is given a line whenever the standing changes, for whoever started the server.
     """
 
-    def __init__(self, tracker: tuple[str, int], key: str, port: int) -> None:
+    def __init__(
+        self, tracker: tuple[str, int], key: str, port: int, tell: Callable[[str], None]
+    ) -> None:
         self._tracker, self._key, self._port = tracker, key, port
+        self._tell, self._told = tell, ""
+        self._addresses: list[tuple[socket.AddressFamily, tuple[Any, ...]]] = []
+        self._attempts = 0
         self._sock: socket.socket | None = None
         self._state = "down"  # down -> connecting -> greeting -> up
         self._retry_at = 0.0
@@ -81,7 +90,7 @@ class Registration:
                 self._connect(now)
             return
         if self._expected and now - self._expected[0][1] > _SILENCE_S:
-            self._drop(now)
+            self._drop(now, f"no answer for {_SILENCE_S:g} s")
         elif self._state == "up" and self.matchkey and not self._expected:
             if self._taken_at is not None and now - self._taken_at > _UNUSED_S:
                 self.matchkey, self._taken_at = None, None  # handed out, and nobody came
@@ -96,8 +105,8 @@ class Registration:
         if self._sock is None:
             return
         if self._state == "connecting":
-            if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                self._drop(now)
+            if code := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._drop(now, os.strerror(code))
                 return
             self._state = "greeting"
             self._expected.clear()
@@ -110,13 +119,13 @@ class Registration:
         except OSError:
             data = b""
         if not data:
-            self._drop(now)
+            self._drop(now, "it closed the connection")
             return
         self._input += data
         try:
             self._consume()
-        except (ValueError, LookupError):
-            self._drop(now)  # not a tracker, or not one that speaks this protocol
+        except (ValueError, LookupError) as error:
+            self._drop(now, f"what answers there is no tracker of TVM's ({error})")
 
     def _consume(self) -> None:
         if self._state == "greeting":
@@ -140,6 +149,8 @@ class Registration:
                     self._taken_at = time.monotonic()
             elif answer != SUCCESS:
                 raise ValueError(f"the tracker refused {kind}: {answer}")
+            elif kind == "put":
+                self._say("the device is on offer")
 
     def _put_if_due(self) -> None:
         if self._state == "up" and self._free and self.matchkey is None:
@@ -150,17 +161,30 @@ class Registration:
     def _connect(self, now: float) -> None:
         self._retry_at = now + _RETRY_S
         try:
-            address = socket.getaddrinfo(*self._tracker, type=socket.SOCK_STREAM)[0]
-            self._sock = socket.socket(address[0], socket.SOCK_STREAM)
+            family, address = self._next_address()
+            self._sock = socket.socket(family, socket.SOCK_STREAM)
             self._sock.setblocking(False)
-            code = self._sock.connect_ex(address[4])
-        except OSError:
-            code = errno.ECONNREFUSED
+            code = self._sock.connect_ex(address)
+        except OSError as error:
+            self._drop(now, error.strerror or str(error))
+            return
         if code not in (0, errno.EINPROGRESS):
-            self._drop(now)
+            self._drop(now, os.strerror(code))
             return
         self._state = "connecting"
         self._expected.append(("connection", now))
+
+    def _next_address(self) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+        """The tracker's addresses in turn. Its name may have become another one's: it is looked up
+        again when all were tried, but not during a session, for that may take long."""
+        known = len(self._addresses)
+        tried_all = known == 0 or self._attempts % known == 0
+        if tried_all and (self._free or not known):
+            found = socket.getaddrinfo(*self._tracker, type=socket.SOCK_STREAM)
+            self._addresses = [(family, address) for family, _, _, _, address in found]
+            self._attempts = 0
+        self._attempts += 1
+        return self._addresses[(self._attempts - 1) % len(self._addresses)]
 
     def _send(self, kind: str, data: bytes) -> None:
         """Send a small frame; a tracker whose buffer is full of unread frames counts as gone."""
@@ -173,9 +197,16 @@ class Registration:
         except OSError:  # the connection is gone, or its buffer is full
             sent = 0
         if sent != len(data):
-            self._drop(now)
+            self._drop(now, "it takes nothing")
 
-    def _drop(self, now: float) -> None:
+    def _say(self, what: str) -> None:
+        """Told once as long as nothing changes."""
+        if what != self._told:
+            self._told = what
+            self._tell(f"key '{self._key}', tracker {self._tracker[0]}:{self._tracker[1]}: {what}")
+
+    def _drop(self, now: float, why: str) -> None:
+        self._say(f"{why}; asked again until it answers")
         if self._sock:
             self._sock.close()
         self._sock, self._state, self._retry_at = None, "down", now + _RETRY_S

@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -30,12 +31,20 @@ from device_agents.tracker_wire import RPC_MAGIC, RPC_MISMATCH, pack_int, unpack
 
 LISTENING_FILE = "listening.json"
 
+SESSION_FOLDERS = "cprune-session-"
+_LOCK_FILE = "server.lock"
+
+_LOCK_WAIT_S = 3.0
 _HANDSHAKE_S = 5.0
 _MAX_HANDSHAKES = 64
 _MAX_KEY_BYTES = 4096
 _TICK_S = 0.5
 _REFUSAL_SEND_S = 1.0
 _FAREWELL_S = 1.0
+
+
+class FolderInUse(RuntimeError):
+    """Another server has the folder."""
 
 
 @dataclass
@@ -69,26 +78,30 @@ class DeviceServer:
         key: str,
         *,
         host: str,
+        port: int = 0,
         work_dir: Path,
         max_lease_s: int,
         register: Callable[[Path, str], None] = register_device,
     ) -> None:
-        """Listen on a free port of ``host``; leases are cut to ``max_lease_s`` seconds.
+        """Listen on ``host`` (port 0: a free one); leases are cut to ``max_lease_s`` seconds.
 
         ``register`` is called in each session's process with its folder and the key, and registers
         what the device offers.
+
+        Raises ``FolderInUse`` where ``work_dir`` is another server's.
         """
         self._key, self._work_dir, self._max_lease_s = key, work_dir, max_lease_s
         self._register = register
-        self._listener = socket.create_server((host, 0), backlog=64)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock_of(work_dir)
+        self._listener = socket.create_server((host, port), backlog=64)
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
-        self._registration = Registration(tracker, key, self.port)
+        self._registration = Registration(tracker, key, self.port, _log)
         self._handshakes: dict[int, _Handshake] = {}
         self._session: _Session | None = None
         self._count = 0
-        work_dir.mkdir(parents=True, exist_ok=True)
-        for stale in work_dir.glob("session-*"):
+        for stale in work_dir.glob(f"{SESSION_FOLDERS}*"):
             shutil.rmtree(stale, ignore_errors=True)
         ready = work_dir / (LISTENING_FILE + ".new")
         ready.write_text(json.dumps({"pid": os.getpid(), "port": self.port}))
@@ -96,6 +109,7 @@ class DeviceServer:
 
     def run(self) -> None:
         """Serve until the process is ended."""
+        _log(f"listening on port {self.port}")
         self._registration.offer()
         while True:
             self._registration.tick()
@@ -181,7 +195,7 @@ class DeviceServer:
 
     def _start_session(self, sock: socket.socket, limit_s: int) -> None:
         self._count += 1
-        folder = self._work_dir / f"session-{self._count}"
+        folder = self._work_dir / f"{SESSION_FOLDERS}{self._count}"
         folder.mkdir()
         sys.stdout.flush()
         parent = os.getpid()
@@ -198,6 +212,7 @@ class DeviceServer:
             os.setsid()
             die_with_parent(parent)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.close(self._lock)  # the folder is free as soon as the server is gone
             self._listener.close()
             self._registration.close()
             for handshake in self._handshakes.values():
@@ -251,6 +266,24 @@ class DeviceServer:
     def _forget(self, handshake: _Handshake) -> None:
         del self._handshakes[handshake.sock.fileno()]
         handshake.sock.close()
+
+
+def _lock_of(folder: Path) -> int:
+    """A lock on the folder, which ends with this process. One that is ending is waited for."""
+    lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(_TICK_S)
+                continue
+            os.close(lock)
+            raise FolderInUse(
+                f"{folder} is in use by another device server: give each a --work-dir of its own"
+            ) from None
 
 
 def lease_s(options: Sequence[str], cap_s: int) -> int:

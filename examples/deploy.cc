@@ -7,7 +7,8 @@
 // $TVM and $FFI: on this machine the folders of the Python packages tvm and tvm_ffi; for a phone or
 // a board those of a build of TVM's runtime for it (docs/devices.md). The numbers are the shape of
 // the input as structure.json has it; standard input holds that many floats, prepared as
-// 'preprocessing' there says. TVM_NUM_THREADS: the threads that the library was measured with.
+// 'preprocessing' there says. TVM_NUM_THREADS: the threads that the library was measured with
+// ('library' there).
 
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>

@@ -202,6 +202,7 @@ def export(
 ) -> None:
     """Copy a finished run's artefacts, summary and report to another folder."""
     from orchestrator.export import copy_artefacts
+    from orchestrator.summary import has_gone_on
     from orchestrator.wording import count
 
     record = _read(run_dir)
@@ -209,6 +210,8 @@ def export(
     typer.echo(f"{count(len(copied), 'file')} in {dest}:")
     for path in copied:
         typer.echo(f"  {path}")
+    if any(has_gone_on(record, target) for target in record.targets):
+        typer.echo("the search has gone on since this was exported", err=True)
     typer.echo(f'\nin Python: orchestrator.load_pruned("{dest}")')
 
 
@@ -237,6 +240,7 @@ def compare(
     original_candidates: Annotated[
         int,
         typer.Option(
+            min=0,
             metavar="N",
             help="End the original algorithm after N candidates; 0: at its own end. "
             "With --quick after 3 at most.",
@@ -359,10 +363,12 @@ def _read(run_dir: Path) -> RunRecord:
     if not run_dir.is_dir():
         _fail(f"{run_dir}: there is no such run folder; 'cprune run CONFIG' makes one.", 2)
     from orchestrator.run_folder import what_to_name
-    from orchestrator.store.reader import read_run
+    from orchestrator.store.reader import Unreadable, read_run
 
     try:
         record: RunRecord = read_run(run_dir)
+    except Unreadable as error:
+        _fail(f"{error}.", 2)
     except FileNotFoundError as error:
         _fail(f"{error}; {what_to_name(run_dir)}.", 2)
     return record

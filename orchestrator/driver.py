@@ -214,6 +214,8 @@ class _Run:
             self._dispatcher.poll(TICK_S)
             self._dispatcher.drop()
         if self._dispatcher.busy:
+            if self._signals.count < 2:
+                self._report(f"{DRAIN_DEADLINE_S / 60:g} minutes are over: cancelling what is left")
             self._dispatcher.cancel()
 
     def _move(self, state: AnyState, transition: Transition) -> AnyState:

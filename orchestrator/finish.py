@@ -112,8 +112,11 @@ def trained(
     for work in training(state, config):
         network = get(outcomes, work.key, FineTuned).network
         final, message = _keep(network, found.current, found.floor)
-        if work.key not in {decision.fine_tune_key for decision in found.decisions}:
-            found = with_trainings(found, [network])
+        counted = (*found.trained_long, *(item.fine_tune_key for item in found.decisions))
+        if work.key not in counted:
+            found = with_trainings(found, [network]).model_copy(
+                update={"trained_long": (*found.trained_long, work.key)}
+            )
         if final is network and network.weights != found.current.weights:
             trained_key, spare = work.key, network.val_accuracy - found.floor
     if state.goes_on or (_may_go_on(found, config) and spare >= ACCURACY_GRAIN):

@@ -21,7 +21,8 @@ DRAIN_DEADLINE_S = 300.0
 """How long work in flight may take to end after the first signal, before it is cancelled."""
 
 _TEXTS = {
-    1: "stopping: the work in flight is finished and saved; once more cancels it, thrice leaves",
+    1: f"stopping: the work in flight has {DRAIN_DEADLINE_S / 60:g} minutes to end, and is saved; "
+    "once more cancels it, thrice leaves",
     2: "cancelling the work in flight; once more leaves at once",
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

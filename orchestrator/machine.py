@@ -97,7 +97,7 @@ def needs_of(state: AnyState, config: RunConfig) -> tuple[str, ...]:
     """Keys of all outcomes that ``step`` reads: those of its own work and of earlier work."""
     own = tuple(work.key for work in work_of(state, config))
     match state:
-        case Ranking() | Screening():
+        case Ranking():
             return (*own, state.search.tuned_key)
         case Proposing():
             learnt = (
@@ -170,10 +170,12 @@ def farewell(state: Done, config: RunConfig) -> str:
     """Why a finished target does not go on, and what would make it."""
     found = state.search
     spent = spending.spent_budget(found, found.searched_s, config.budget)
-    told = f"{state.target} is done ({found.stopped_by})"
     if not found.stopped_by.startswith("budget.") or not spent:
-        return f"{told}: nothing is left to do"
-    return f"{told}: raise {spent.partition(':')[0]} and give the same command again to go on"
+        return f"{state.target} is done ({found.stopped_by}): nothing is left to do"
+    field = spent.partition(":")[0]
+    return (
+        f"{state.target} is done ({spent}): raise {field} and give the same command again to go on"
+    )
 
 
 def _search_on(state: Done, clock: Clock) -> Transition:

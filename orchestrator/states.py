@@ -104,6 +104,9 @@ class Search(Schema):
     screened: tuple[str, ...] = Field(
         default=(), description="Candidates whose screening is counted in what was spent."
     )
+    trained_long: tuple[str, ...] = Field(
+        default=(), description="Long trainings of accepted networks that are counted there, too."
+    )
     stopped_by: str = ""
     searched_s: float = Field(default=0.0, description="Wall seconds it took, once it is stopped.")
 
@@ -176,7 +179,7 @@ class Screening(_State):
 
 
 class FineTuning(_State):
-    """The most promising candidates are trained for a short while."""
+    """The most promising candidates are trained."""
 
     kind: Literal["fine_tuning"] = "fine_tuning"
     search: Search

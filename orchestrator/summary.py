@@ -82,15 +82,25 @@ def prepared_of(record: RunRecord) -> Prepared | None:
 
 
 def exported_of(record: RunRecord, target: str) -> Exported | None:
-    """The last export for a target."""
+    """What the last export for a target told."""
+    found = _export_of(record, target)
+    return found[1] if found else None
+
+
+def _export_of(record: RunRecord, target: str) -> tuple[ExportWork, Exported] | None:
     for item in reversed(record.work):
         if (
             isinstance(item.work, ExportWork)
             and isinstance(item.outcome, Exported)
             and item.work.target == target
         ):
-            return item.outcome
+            return item.work, item.outcome
     return None
+
+
+def has_gone_on(record: RunRecord, target: TargetRecord) -> bool:
+    """Whether the search went on after its last export, which is then of an earlier network."""
+    return target.state != "done" and exported_of(record, target.target) is not None
 
 
 def work_of(record: RunRecord, target: TargetRecord) -> Iterator[WorkRecord]:
@@ -106,7 +116,7 @@ def work_of(record: RunRecord, target: TargetRecord) -> Iterator[WorkRecord]:
     }
     reached = [target.current, *(item.parent for item in candidates)]  # each may be trained further
     judged |= {content_key(item.weights, item.structure) for item in reached if item is not None}
-    kept = {network.weights for network in (target.current, target.final) if network is not None}
+    kept = {network.weights for network in (*reached, target.final) if network is not None}
     alone = len(record.config.targets) == 1
     for item in record.work:
         work, outcome = item.work, item.outcome
@@ -163,9 +173,9 @@ def _untouched(name: str) -> TargetRecord:
 
 def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
     prepared = prepared_of(record)
-    exported = exported_of(record, target.target)
+    export, exported = _export_of(record, target.target) or (None, None)
     batch = record.config.input.batch_size
-    final = target.final or target.current
+    final = export.final if export else target.final or target.current
     work = list(work_of(record, target))
     tuned = [found for found in map(tuned_by, work) if found is not None]
     before = exported.dense_tuned if exported else _tuned_for(work, Structure())
@@ -211,8 +221,17 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         predictor=predictor_of(target.steps),
         library_check=_check(exported) if exported else None,
         artifacts=exported.artifacts if exported else {},
-        notes=list(exported.notes) if exported else [],
+        notes=[*(exported.notes if exported else ()), *_gone_on(record, target)],
         stopped_by=target.stopped_by,
+    )
+
+
+def _gone_on(record: RunRecord, target: TargetRecord) -> tuple[str, ...]:
+    if not has_gone_on(record, target):
+        return ()
+    return (
+        "the search has gone on since: the figures and the artefacts are of the network that was "
+        "exported before",
     )
 
 

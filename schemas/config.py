@@ -19,10 +19,10 @@ class ModelConfig(Section):
     name: str = Field(
         default="small_resnet",
         description="A network of this project (small_resnet, resnet18_cifar, vgg16_cifar, "
-        "mobilenet_v2_cifar), torchvision:NAME, or module:function.",
+        "mobilenet_v2_cifar), torchvision:NAME, or module:function that builds your own.",
     )
     arguments: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Keyword arguments handed to the model's constructor."
+        default_factory=dict, description="Keyword arguments of the network's constructor."
     )
     checkpoint: str | None = Field(
         default=None,
@@ -37,23 +37,30 @@ class DataConfig(Section):
     name: str = Field(
         default="digits",
         description="digits, drawn (synthetic images), cifar10, imagefolder, or module:function "
-        "returning the three splits.",
+        "that returns the three splits.",
     )
     root: str | None = Field(default=None, description="Folder of cifar10 or imagefolder data.")
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="Keyword arguments handed to module:function, or to drawn: train, "
+        description="Keyword arguments of module:function, or of drawn: train, "
         "validation and test (numbers of images) and noise (0 to 1).",
     )
-    image_size: int = Field(default=32, ge=1, description="Height and width in pixels.")
+    image_size: int = Field(
+        default=32, ge=1, description="Height and width of the network's input in pixels."
+    )
     validation_fraction: float = Field(
-        default=0.2, gt=0.0, lt=1.0, description="Share of the images held out to steer the search."
+        default=0.2,
+        gt=0.0,
+        lt=1.0,
+        description="Share of the training images held out to steer the search, where the data "
+        "set has no validation split of its own.",
     )
     test_fraction: float = Field(
         default=0.2,
         gt=0.0,
         lt=1.0,
-        description="Share held out to the end, where the data set has no test split of its own.",
+        description="Share of the training images held out until the end, where the data set has "
+        "no test split of its own.",
     )
 
     @property
@@ -82,63 +89,94 @@ class DataConfig(Section):
 class InputConfig(Section):
     """The input the deployed network takes."""
 
-    batch_size: int = Field(default=1, ge=1, description="Images in one inference.")
+    batch_size: int = Field(
+        default=1, ge=1, description="Images in one inference of the deployed network."
+    )
     dtype: Literal["float32"] = Field(default="float32", description="Element type of the network.")
 
 
 class TrainConfig(Section):
-    """How the dense network is trained, and the recipe that fine-tuning shortens."""
+    """How networks are trained from scratch; fine-tuning takes over what is of every training."""
 
-    epochs: int = Field(default=8, ge=0, description="Of the dense network without a checkpoint.")
-    batch_size: int = Field(default=32, ge=1, description="Images in a step of any training.")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.1, gt=0.0, description="Largest, of these epochs.")
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Used by sgd.")
-    weight_decay: float = Field(default=5e-4, ge=0.0, description="Of all trainings.")
-    schedule: Literal["cosine", "onecycle", "constant"] = "onecycle"
-    augmentation: Literal["none", "shift", "crop_flip"] = Field(
-        default="shift",
-        description="none; shift: up to 2 pixels; crop_flip: padded crop and left-right flip.",
+    epochs: int = Field(
+        default=8,
+        ge=0,
+        description="Epochs of what is trained from scratch: the dense network without a "
+        "checkpoint, and the network of compare_uniform.",
     )
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0, description="Of all trainings.")
-    timeout_s: float = Field(default=86_400.0, gt=0.0, description="Longest one training may take.")
+    batch_size: int = Field(default=32, ge=1, description="Images in a step of any training.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="Optimizer of every training."
+    )
+    learning_rate: float = Field(
+        default=0.1, gt=0.0, description="Largest learning rate of a training from scratch."
+    )
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Momentum of sgd.")
+    weight_decay: float = Field(default=5e-4, ge=0.0, description="Weight decay of every training.")
+    schedule: Literal["cosine", "onecycle", "constant"] = Field(
+        default="onecycle", description="Course of the learning rate in a training from scratch."
+    )
+    augmentation: Literal["none", "shift", "crop_flip", "resized_crop"] = Field(
+        default="shift",
+        description="How images are varied in every training. shift: by up to 2 pixels. "
+        "crop_flip: by up to an eighth of the height, and half of them mirrored. resized_crop: a "
+        "random part of 8 to 100 % of the area, resized, and half of them mirrored, as "
+        "torchvision's.",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Label smoothing of every training."
+    )
+    timeout_s: float = Field(
+        default=86_400.0, gt=0.0, description="Longest time that one training may take."
+    )
 
 
 class FineTuneConfig(Section):
     """Training after pruning; the rest of the recipe is that of ``train``."""
 
-    schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
-
+    schedule: Literal["cosine", "onecycle", "constant"] = Field(
+        default="cosine", description="Course of the learning rate in fine-tuning."
+    )
     short_epochs: int = Field(
         default=2, ge=0, description="Epochs before a candidate for single tasks is judged."
     )
-    short_learning_rate: float = Field(default=0.02, gt=0.0, description="What they begin with.")
+    short_learning_rate: float = Field(
+        default=0.02, gt=0.0, description="Learning rate that these epochs begin with."
+    )
     long_epochs: int = Field(
         default=8,
         ge=0,
         description="Epochs of a long training: of the final network, of each cut of all of it, "
         "and of cuts for single tasks once the whole cannot be cut any more.",
     )
-    long_learning_rate: float = Field(default=0.02, gt=0.0, description="What they begin with.")
+    long_learning_rate: float = Field(
+        default=0.02, gt=0.0, description="Learning rate that a long training begins with."
+    )
     further_learning_rate: float = Field(
-        default=0.005, gt=0.0, description="Of a long training that goes on at the same widths."
+        default=0.005,
+        gt=0.0,
+        description="Learning rate that a long training begins with where the widths stay.",
     )
     most_pruned_at_once: float = Field(
         default=0.45,
         gt=0.0,
         le=1.0,
-        description="Share of the multiplications; deeper cuts are made and trained in steps.",
+        description="Largest share of the multiplications that one cut takes away before it is "
+        "trained; deeper cuts are made and trained in steps.",
     )
     distillation: float = Field(
         default=0.9,
         ge=0.0,
         le=1.0,
-        description="Share of the loss by the dense network's outputs, not by the labels.",
+        description="Share of the loss that compares with the dense network's outputs; the rest "
+        "compares with the labels.",
     )
     distillation_temperature: float = Field(
-        default=4.0, gt=0.0, description="What both networks' outputs are divided by for it."
+        default=4.0, gt=0.0, description="Both networks' outputs are divided by it for that."
     )
-    max_parallel: int = Field(default=2, ge=1, description="Trained at once, on shared GPUs too.")
+    max_parallel: int = Field(
+        default=2, ge=1, description="Candidates trained at once; they may share a GPU."
+    )
 
 
 PolicyName = Literal["parallel", "paper", "predictor", "uniform", "global", "netadapt", "original"]
@@ -150,10 +188,10 @@ class PruneConfig(Section):
 
     policy: PolicyName = Field(
         default="parallel",
-        description="How the search decides. parallel: several tasks and widths at once. paper: "
-        "CPrune's order, one step at a time. predictor: parallel, with more widths ranked by a "
-        "latency model before any is measured. For comparisons: uniform, global, netadapt, "
-        "original.",
+        description="How the search decides. parallel: several tasks and widths, and cuts of the "
+        "whole network, at once. paper: CPrune's order, one step at a time. predictor: parallel, "
+        "with more widths ranked by a latency model before any is measured. For comparisons: "
+        "uniform, global, netadapt, original.",
     )
     ranking: Literal["l1", "l2", "fpgm"] = Field(
         default="l1", description="Importance of a channel, summed over its whole group."
@@ -193,10 +231,14 @@ class PruneConfig(Section):
         description="Confidence of the latency gate's one-sided bound.",
     )
     min_width_fraction: float = Field(
-        default=0.1, gt=0.0, le=1.0, description="Least kept share of a group; its block may go."
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description="Least share of a group's channels that is kept. A whole residual block "
+        "may still be taken out.",
     )
     tasks_per_round: int = Field(
-        default=3, ge=1, description="Slowest tasks proposed from at once."
+        default=3, ge=1, description="So many of the slowest tasks are proposed from in a round."
     )
     widths_per_task: int = Field(default=2, ge=1, description="Widths proposed for each such task.")
     fine_tuned_per_round: int = Field(
@@ -218,10 +260,13 @@ class PruneConfig(Section):
     )
 
     least_candidates: int = Field(
-        default=0, ge=0, description="uniform, global: candidates trained at least before the end."
+        default=0,
+        ge=0,
+        description="Set by comparisons, for uniform and global: least number of candidates "
+        "trained before the end.",
     )
     least_train_s: float = Field(
-        default=0.0, ge=0.0, description="uniform, global: the same, seconds of training."
+        default=0.0, ge=0.0, description="Set by comparisons: the same in seconds of training."
     )
     without: list[LeftOut] = Field(
         default_factory=list,
@@ -248,24 +293,29 @@ class TuneConfig(Section):
     """The search for programs. Trials are measured programs."""
 
     trials_per_task: int = Field(
-        default=16, ge=1, description="For each task of the dense network."
+        default=16, ge=1, description="Trials for each task of the dense network."
     )
     retune_trials_per_task: int = Field(
-        default=8, ge=0, description="For each changed task of a step, or with a poor transplant."
+        default=8,
+        ge=0,
+        description="Trials for each changed task of an accepted step, and for each task of a "
+        "candidate whose transplant gains too little.",
     )
     final_trials_per_task: int = Field(
         default=32,
         ge=1,
-        description="In total, for each task of the final network and the baseline. Transplants, "
-        "which the search leaves behind, do not count.",
+        description="Trials in total for each task of the final network and of the dense one. "
+        "Transplants, which the search leaves behind, do not count.",
     )
     min_trials_per_task: int = Field(
         default=16,
         ge=1,
-        description="What each task gets of the trials above; the rest goes where it pays most.",
+        description="Trials that each task gets of those above; the rest goes where it pays most.",
     )
     max_s: float | None = Field(
-        default=None, gt=0.0, description="Longest search for one network; of several, the sum."
+        default=None,
+        gt=0.0,
+        description="Longest search for programs of one network; of several networks, the sum.",
     )
     max_device_s: float | None = Field(
         default=None, gt=0.0, description="Longest use of the device by one such search."
@@ -279,8 +329,12 @@ class TuneConfig(Section):
         description="Tasks searched at once, whose programs are one batch. More keep more cores "
         "and devices busy, and learn later. Default: one for every 4 cores of the machine, 2 to 8.",
     )
-    population_size: int = Field(default=64, ge=1, description="Programs of one generation.")
-    generations: int = Field(default=1, ge=1, description="Of the search, for one batch.")
+    population_size: int = Field(
+        default=64, ge=1, description="Programs in one generation of the evolutionary search."
+    )
+    generations: int = Field(
+        default=1, ge=1, description="Generations of the evolutionary search for one batch."
+    )
     finalists: int = Field(
         default=3,
         ge=1,
@@ -288,19 +342,23 @@ class TuneConfig(Section):
         "where the device can watch one.",
     )
     transplant_variants: int = Field(
-        default=6, ge=1, description="Measured of one transplanted program."
+        default=6, ge=1, description="Variants of one transplanted program that are measured."
     )
-    build_timeout_s: float = Field(default=5.0, gt=0.0, description="For one build alone.")
+    build_timeout_s: float = Field(default=5.0, gt=0.0, description="Longest build of one program.")
     model_build_timeout_s: float = Field(
-        default=300.0, gt=0.0, description="For the build of one whole network."
+        default=300.0, gt=0.0, description="Longest build of one whole network."
     )
 
 
 class MeasureConfig(Section):
     """How latencies are taken on a device."""
 
-    program_repeats: int = Field(default=3, ge=1, description="Timings of one program.")
-    program_min_repeat_ms: int = Field(default=10, ge=0, description="Least length of each.")
+    program_repeats: int = Field(
+        default=3, ge=1, description="Timings of one program in a measurement."
+    )
+    program_min_repeat_ms: int = Field(
+        default=10, ge=0, description="Least length of one timing of a program."
+    )
     model_repeats: int = Field(
         default=10,
         ge=3,
@@ -314,7 +372,9 @@ class MeasureConfig(Section):
         description="Pairs taken at most: after model_repeats, more are taken while the device is "
         "too noisy to tell a gain of 5 %, for a third of answer_timeout_s or session_timeout_s.",
     )
-    model_min_repeat_ms: int = Field(default=30, ge=0, description="Least length of one timing.")
+    model_min_repeat_ms: int = Field(
+        default=30, ge=0, description="Least length of one timing of a whole network."
+    )
     cache_mb: float | None = Field(
         default=None,
         ge=0.0,
@@ -322,7 +382,7 @@ class MeasureConfig(Section):
         "programs are timed with their weights out of the caches, as they will find them; 0: "
         "always. Default: this machine's for a local device, 4 for others.",
     )
-    session_timeout_s: int = Field(default=60, ge=1, description="Lease of one device session.")
+    session_timeout_s: int = Field(default=60, ge=1, description="Longest session on a device.")
     device_wait_s: float = Field(
         default=60.0, gt=0.0, description="Longest wait for a free device."
     )
@@ -332,7 +392,7 @@ class MeasureConfig(Section):
 
 
 class BudgetConfig(Section):
-    """When to stop although steps still pay. May change when a run is resumed."""
+    """When to stop although steps still pay."""
 
     max_rounds: int = Field(default=30, ge=0, description="Rounds of propose and judge.")
     max_hours: float = Field(
@@ -353,7 +413,7 @@ class BudgetConfig(Section):
 
 
 class RecordsConfig(Section):
-    """Measured programs that runs share. May change when a run is resumed."""
+    """Measured programs that runs share."""
 
     share: bool = Field(
         default=True, description="Take over programs that other runs measured, and give one's own."
@@ -373,9 +433,9 @@ class RecordsConfig(Section):
 class ClusterConfig(Section):
     """Where Ray runs. Without an address (and RAY_ADDRESS) it is started on this machine."""
 
-    address: str | None = Field(default=None, description="HOST:PORT of its head.")
+    address: str | None = Field(default=None, description="HOST:PORT of the head of a Ray cluster.")
     worker_cpus: int | None = Field(
-        default=None, ge=1, description="Ray CPUs where Ray is started here."
+        default=None, ge=1, description="CPUs that Ray may use where it is started on this machine."
     )
 
 
@@ -385,17 +445,19 @@ class RunConfig(Section):
     run: str = Field(
         default="run",
         pattern=r"^[A-Za-z0-9][\w.-]*$",
-        description="Name; the folder is output/NAME.",
+        description="Name of the run; its folder is output/NAME.",
     )
     output: str = Field(default="runs", description="Folder that holds the run folders.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Of all that is drawn.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of all random numbers of the run.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     input: InputConfig = InputConfig()
     train: TrainConfig = TrainConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     metric: str = Field(
-        default="top1", description="top1, top5, or module:function(logits, labels) -> float."
+        default="top1",
+        description="What accuracy means: top1, top5, or module:function of logits and labels "
+        "that returns a number, larger for better.",
     )
     prune: PruneConfig
     tune: TuneConfig = TuneConfig()
@@ -408,8 +470,8 @@ class RunConfig(Section):
         default=None,
         gt=0.0,
         lt=1.0,
-        description="Also train this share of every width from scratch, tuned alike: a row of the "
-        "report.",
+        description="For comparison, a network with this share of every width is trained from "
+        "scratch and tuned alike: the row uniform of the report.",
     )
 
     @field_validator("metric")

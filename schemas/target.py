@@ -12,7 +12,11 @@ from schemas.section import Section
 class TargetConfig(Section):
     """One kind of device to compile for and measure on."""
 
-    name: str = Field(default="host", pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(
+        default="host",
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        description="Name of the target in reports, and of its folder below export.",
+    )
     device: Literal["local", "tracker", "replay"] = Field(
         default="local",
         description="local: a device server started on this machine. tracker: devices that other "
@@ -24,17 +28,26 @@ class TargetConfig(Section):
         "this machine's GPU.",
     )
     threads: int = Field(
-        default=0, ge=0, description="Threads of the device; 0 means all its cores."
+        default=0,
+        ge=0,
+        description="Threads that the network computes with; 0 means all cores of the device.",
     )
     cores: list[Annotated[int, Field(ge=0, strict=True)]] | None = Field(
         default=None,
         min_length=1,
         description="Core mask of a local device; without it all cores.",
     )
-    key: str = Field(default="local", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Tracker key.")
-    tracker_host: str = "127.0.0.1"
+    key: str = Field(
+        default="local",
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Key under which devices of this kind are registered with the tracker.",
+    )
+    tracker_host: str = Field(default="127.0.0.1", description="Machine that the tracker is on.")
     tracker_port: int | None = Field(
-        default=None, ge=1, le=65535, description="Required for device: tracker."
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of the tracker; required for device: tracker.",
     )
     max_devices: int = Field(
         default=32,

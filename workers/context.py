@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 from pydantic import Field
 
 from schemas.base import Schema
@@ -13,5 +15,8 @@ class RunContext(Schema):
 
     run_dir: str = Field(description="Run folder, absolute.")
     artifacts: str = Field(description="Root of the artefact store: a folder or an fsspec address.")
-    lock_dir: str = Field(description="Folder of lock files shared by the processes of a machine.")
+    machine: str = Field(
+        default_factory=platform.node, description="Name of the machine that the driver is on."
+    )
+    lock_dir: str = Field(description="Folder of lock files that this machine's processes share.")
     config: RunConfig

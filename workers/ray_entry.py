@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import platform
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,13 @@ _CORES_WAIT_S = 600.0
 
 def run_training(work_json: str, context_json: str) -> list[str]:
     """Carry out a unit of training work; its outcome as JSON. Body of the Ray task."""
-    from device_agents.host_cores import HostCores
+    from device_agents.host_cores import HostCores, lock_dir
     from workers.jobs import TrainingJobs
 
     context = RunContext.model_validate_json(context_json)
     work = _WORK.validate_json(work_json)
-    cores = HostCores(Path(context.lock_dir), "host")
+    is_here = platform.node() == context.machine
+    cores = HostCores(Path(context.lock_dir) if is_here else lock_dir(), "host")
     jobs = TrainingJobs(
         _networks(context_json),
         threads=_threads(),

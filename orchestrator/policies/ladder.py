@@ -69,8 +69,12 @@ class Ladder(Parallel):
         )
         move = next_move(*climbed, had_enough=had_enough)
         if move is None:
-            at_the_end = bool(rungs) and found.current.structure == rungs[-1][1]
-            why = "the ladder has no narrower one" if at_the_end else why_ended(*climbed)
+            if not rungs:
+                why = "no group can be narrower"
+            elif found.current.structure == rungs[-1][1]:
+                why = "the ladder has no narrower one"
+            else:
+                why = why_ended(*climbed)
             return Proposal(candidates=(), passed_over=(why,))
         name, structure = rungs[move.rung]
         name = f"{name}, trained further" if move.recovers else name

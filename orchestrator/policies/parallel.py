@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.further import trained_further
@@ -59,20 +59,28 @@ class Parallel:
         """Cuts for single tasks.
 
         ``at_the_floor``: where the whole network cannot be cut any more, the accuracy is used up.
-        Those are cut as well that a short training had set aside.
+        Those are cut as well that a short training had set aside, and when no other is left, the
+        depths of all that were not tried yet.
         """
-        return propose(
-            view.ranking,
-            view.programs,
-            view.groups,
-            view.search.current,
-            _set_aside_for_good(view) if at_the_floor else view.search.set_aside,
-            view.tried,
-            config,
-            blocks=view.blocks,
-            missed=view.missed,
-            at_the_floor=at_the_floor,
-        )
+
+        def beside(set_aside: Collection[str]) -> Proposal:
+            return propose(
+                view.ranking,
+                view.programs,
+                view.groups,
+                view.search.current,
+                set_aside,
+                view.tried,
+                config,
+                blocks=view.blocks,
+                missed=view.missed,
+                at_the_floor=at_the_floor,
+            )
+
+        if not at_the_floor:
+            return beside(view.search.set_aside)
+        found = beside(_set_aside_for_good(view))
+        return found if found.candidates else beside(())
 
     def choose(
         self, screened: Sequence[tuple[Candidate, Screened]], config: PruneConfig

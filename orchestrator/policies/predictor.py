@@ -20,7 +20,8 @@ class Predictor(Parallel):
     screened.
 
     For each task, and for the whole network, those with the largest predicted gain for the share of
-    channels taken: half as many as ``Parallel`` screens, and at least one.
+    channels taken: half as many as ``Parallel`` screens, and at least one. Where the model expects
+    too little of all, the one of which it expects most: whether it pays is measured.
     """
 
     def propose(self, view: View) -> Proposal:
@@ -39,14 +40,16 @@ class Predictor(Parallel):
         dense = {group.group_id: group.channels for group in groups}
         widths = {**dense, **current.structure.widths}
         ranked = []
+        poor = []
         for candidate in candidates:
             cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
             told_ms = predicted_ms(model, view.programs, groups, widths, cut, view.blocks)
             gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
+            known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})
             if gain < 1.0 - most_kept(candidate, prune) and candidate.trained_from is None:
+                poor.append((gain, known))
                 continue
             taken = sum(1.0 - width / widths[group] for group, width in cut.items())
-            known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})
             ranked.append((gain / max(taken, 1e-9), known))
         ranked.sort(key=lambda item: (-item[0], item[1].candidate_id))
         tasks = list(dict.fromkeys(item.task_id for _, item in ranked if item.task_id))
@@ -54,8 +57,6 @@ class Predictor(Parallel):
         for task_id in ("", *tasks[: prune.tasks_per_round]):
             own = [candidate for _, candidate in ranked if candidate.task_id == task_id]
             chosen += own[: max(1, prune.widths_per_task // 2)]
-        passed_over = found.passed_over
-        if candidates and not chosen:
-            told = f"the latency model expects too little of {len(candidates)} candidates"
-            passed_over = (*passed_over, told)
-        return Proposal(candidates=tuple(chosen), passed_over=passed_over)
+        if poor and not chosen:
+            chosen = [max(poor, key=lambda item: (item[0], item[1].candidate_id))[1]]
+        return Proposal(candidates=tuple(chosen), passed_over=found.passed_over)

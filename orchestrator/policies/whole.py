@@ -73,7 +73,7 @@ def whole_cuts(view: View) -> list[Candidate]:
             left = {name: width / widths[name] for name, width in cut.items()}
             kept = sites.total_ms(left) / sites.total_ms({})
             candidate = candidate.model_copy(update={"kept_share": kept})
-            if cut and candidate.candidate_id not in view.tried:
+            if kept <= _LEAST_CUT and candidate.candidate_id not in view.tried:
                 made.setdefault(candidate.candidate_id, candidate)
                 break
             share = math.sqrt(share)
@@ -192,7 +192,8 @@ def _cut(
         shares |= change
         total_ms -= gained_ms
         for name, part in change.items():
-            left[name] = [width for width in left.get(name, ()) if width < part * now[name]]
+            taken = round(part * now[name])
+            left[name] = [width for width in left.get(name, ()) if width < taken]
     return _in_channels(shares, now)
 
 

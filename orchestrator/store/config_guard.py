@@ -48,7 +48,12 @@ class Change(Schema):
 def digest(config: RunConfig) -> str:
     """The key of everything that may not change."""
     leaves = _leaves("", config.model_dump(mode="json"))
-    return content_key([leaf for leaf in leaves if not _matches(leaf[0], CHANGEABLE)])
+    return content_key([leaf for leaf in leaves if not is_changeable(leaf[0])])
+
+
+def is_changeable(field: str) -> bool:
+    """Whether a setting, such as ``targets[0].key``, may always differ when a run is resumed."""
+    return _matches(field, CHANGEABLE)
 
 
 def changes(old: RunConfig, new: RunConfig, changeable: Sequence[str] = CHANGEABLE) -> list[Change]:
@@ -90,9 +95,9 @@ def check(old: RunConfig, new: RunConfig, run_dir: str, besides: Sequence[str] =
             f"{item.field} was {item.old!r} and is now {item.new!r}" for item in found
         )
         raise ConfigChanged(
-            f"{run_dir} was begun with another configuration, of which only budget.*, records.*, "
-            f"time limits and places may change: {listed}. Set it back, or give the new "
-            "configuration another name in run"
+            f"{run_dir} was begun with another configuration: {listed}. Set it back, or give the "
+            "new configuration another name in run. What may change while a run goes on: "
+            + ", ".join((*CHANGEABLE, *besides))
         )
 
 

@@ -34,6 +34,10 @@ class NoRun(FileNotFoundError):
     """The folder holds no run."""
 
 
+class Unreadable(NoRun):
+    """The folder holds a run that another version wrote, or that is damaged."""
+
+
 class NotBegun(Exception):
     """The run has never been started."""
 
@@ -52,9 +56,10 @@ def read_run(run_dir: str | Path) -> RunRecord:
     except NotBegun as error:
         raise NoRun(f"{run_dir} holds a run that has not begun: {error}") from error
     except LookupError as error:
-        raise NoRun(
+        raise Unreadable(
             f"{run_dir} holds a run that cannot be read, written by another version of cprune or "
-            f"damaged: nothing is known of {error}"
+            f"damaged: nothing is known of {error}; read it with the version that wrote it, and "
+            "give another run another name"
         ) from error
     finally:
         ledger.close()
@@ -130,9 +135,9 @@ def phases(events: list[Event], wall_s: float) -> dict[str, float]:
             spent[before.kind] += max(0.0, event.wall_s - before.wall_s)
         last[event.target] = event
     for event in last.values():
-        if event.kind not in ("done", "failed", "cancelled"):
-            spent[event.kind] += max(0.0, wall_s - event.wall_s)
-    return {kind: seconds for kind, seconds in spent.items() if kind not in ("failed", "cancelled")}
+        spent[event.kind] += max(0.0, wall_s - event.wall_s)
+    ended = ("done", "failed", "cancelled")  # while another target may have gone on
+    return {kind: seconds for kind, seconds in spent.items() if kind not in ended}
 
 
 def target_record(state: AnyState, work: dict[str, WorkRecord]) -> TargetRecord:

@@ -52,7 +52,7 @@ def request(tracker: TrackerProcess, key: str, **more: Any) -> dict[str, Any]:
 
 
 def open_sessions(device: LocalDevice) -> list[Path]:
-    return list(device.log_path.parent.glob("session-*"))
+    return list(device.log_path.parent.glob("cprune-session-*"))
 
 
 def test_kernel_model_fill_and_canary(

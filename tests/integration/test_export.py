@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -130,6 +131,13 @@ def test_the_artefacts_are_there(finished: Finished) -> None:
         assert finished.path(what).stat().st_size > 0
     assert list(finished.run_dir.rglob("building-*")) == []
     assert not (finished.run_dir / "scratch" / tuning_world.TARGET).exists()
+
+
+def test_the_folder_says_how_its_library_is_run(finished: Finished) -> None:
+    library = read_description(finished.folder)["library"]
+    assert library["file"] == "model.so"
+    assert library["threads"] == finished.exported.final.latency.threads
+    assert library["runtime"]["apache-tvm"] == version("apache-tvm")
 
 
 def test_the_pruned_network_comes_back(finished: Finished) -> None:

@@ -94,7 +94,7 @@ def test_temporary_files_are_gone_with_their_job(
     jobs = [writes(then) for then in (crash, hang, fail, number(1))]
     found = run(*jobs, timeout_s=1.0)
     assert ["error" in result for result in found] == [True, True, True, False]
-    assert [result.get("unfinished", False) for result in found] == [False, True, False, False]
+    assert [result.get("unfinished", False) for result in found] == [False, "time", False, False]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_crash_hang_and_exception_cost_their_own_result_alone() -> None:
     found = run(crash, hang, fail, lambda: os._exit(3), number(4), timeout_s=1.0, parallel=5)
     assert time.monotonic() - began < 10
     assert found[0] == {"error": "crashed with SIGSEGV"}
-    assert found[1] == {"error": "took longer than 1 s", "unfinished": True}
+    assert found[1] == {"error": "took longer than 1 s", "unfinished": "time"}
     assert found[2] == {"error": "ValueError: first\nlast line"}
     assert found[3] == {"error": "ended without a result"}
     assert found[4]["value"] == 4
@@ -140,8 +140,27 @@ def test_what_the_machine_lacked_says_nothing_of_the_job() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     linker = RuntimeError("ld: final link failed: No space left on device")
     found = run(killed, lacks(full), lacks(linker), lacks(MemoryError()), fail)
-    assert [result.get("unfinished", False) for result in found] == [True] * 4 + [False]
+    assert [result.get("unfinished", False) for result in found] == ["machine"] * 4 + [False]
     assert found[0]["error"].startswith("killed with SIGKILL")
+
+
+def test_a_process_that_cannot_be_started_costs_its_own_result_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fork, times = os.fork, iter([False, True, False])
+
+    def sometimes() -> int:
+        if next(times):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", sometimes)
+    pipes = len(os.listdir("/proc/self/fd"))
+    found = run(number(1), number(2), number(3))
+    assert [result.get("value") for result in found] == [1, None, 3]
+    assert "temporarily unavailable" in found[1]["error"] and found[1]["unfinished"] == "machine"
+    assert len(os.listdir("/proc/self/fd")) == pipes and list(tmp_path.iterdir()) == []
 
 
 def test_a_result_that_is_no_json_is_the_jobs_failure() -> None:
@@ -164,7 +183,7 @@ def test_the_time_limit_counts_from_when_the_child_has_the_cores() -> None:
     os.close(gate)
     os.close(opener)
     assert found[0]["value"] == 1
-    assert found[1] == {"error": "took longer than 0.4 s", "unfinished": True}
+    assert found[1] == {"error": "took longer than 0.4 s", "unfinished": "time"}
 
 
 def test_waiting_for_the_cores_is_bounded() -> None:
@@ -174,7 +193,7 @@ def test_waiting_for_the_cores_is_bounded() -> None:
         yield
 
     found = run(number(1), number(2), wait_s=0.2, working=never)
-    late = {"error": "waited longer than 0.2 s for the host's cores", "unfinished": True}
+    late = {"error": "waited longer than 0.2 s for the host's cores", "unfinished": "machine"}
     assert found == [late] * 2
 
 
@@ -184,7 +203,7 @@ def test_cores_that_are_refused_say_nothing_of_the_job() -> None:
         raise TimeoutError("held by process 7")
         yield
 
-    told = {"error": "TimeoutError: held by process 7", "unfinished": True}
+    told = {"error": "TimeoutError: held by process 7", "unfinished": "machine"}
     assert run(number(1), working=refused) == [told]
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig()
 WIDTHS = {"conv1": 12, "layer2.0.conv1": 20, "layer3.0.conv2": 40}
 CLASSES = tuple(f"digit {i}" for i in range(10))
+LIBRARY = {"file": "model.so", "threads": 2}
 PREPROCESSING = Preprocessing(32, 1, 32, 16.0, (0.3,), (0.4,))
 IMAGES = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -47,6 +48,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module,
         class_names=CLASSES,
         preprocessing=PREPROCESSING,
         batch_size=2,
+        library=LIBRARY,
     )
     return folder, network.eval(), exports
 
@@ -104,6 +106,7 @@ def test_what_onnx_cannot_say_is_left_out_and_told_in_one_line(
         class_names=CLASSES,
         preprocessing=PREPROCESSING,
         batch_size=1,
+        library=LIBRARY,
     )
     assert exports.onnx is None and exports.onnx_max_abs_diff is None
     assert exports.note.startswith("no ONNX file: my_pooling:pooled does not export to ONNX (")
@@ -123,6 +126,7 @@ def test_the_folder_says_how_to_use_it(exported: tuple[Path, nn.Module, TorchExp
     description = read_description(folder)
     assert description["structure"] == {"widths": WIDTHS}
     assert description["class_names"] == list(CLASSES)
+    assert description["library"] == LIBRARY
     assert description["input"] == {"name": "image", "shape": [2, 1, 32, 32], "dtype": "float32"}
     assert description["preprocessing"]["mean"] == [0.3]
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -73,6 +73,23 @@ def test_a_lost_builders_share_is_built_here(tmp_path: Path) -> None:
     assert not any(library.error for library in libraries)
 
 
+def test_what_a_distant_machine_lacked_is_built_here(tmp_path: Path) -> None:
+    class Short(Distant):
+        def build(self, jobs: Sequence[BuildJob], timeout_s: float) -> list[Built]:
+            built = super().build(jobs, timeout_s)
+            full, late = "No space left on device", "took too long"
+            built[0] = Built(b"", (), 0.0, full, "machine")
+            built[1] = Built(b"", (), 0.0, late, "time")
+            return built
+
+    local, distant = Local(), Short(3)
+    libraries = FanOut(local, 1, lambda: [distant]).build(
+        jobs(tmp_path, [f"m{i}" for i in range(8)]), 5.0
+    )
+    assert local.built[2:] == distant.built[:1]
+    assert [library.error for library in libraries if library.error] == ["took too long"]
+
+
 def test_what_does_not_build_is_said_by_whoever_tried(tmp_path: Path) -> None:
     wanted = jobs(tmp_path, ["bad"] * 8)
     libraries = FanOut(Local(), 2, lambda: [Distant(2)]).build(wanted, 5.0)

@@ -37,6 +37,9 @@ class Lossy:
 
     measure = check = run = _lose
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def measure(fleet: Fleet) -> object:
     return fleet.measure("key", Library(Path("program.so")))
@@ -56,3 +59,26 @@ def test_a_program_has_failed_and_what_has_run_before_has_not(
     with pytest.raises(error, match="gone"):
         ask(Fleet(address, MeasureConfig(), 1))
     assert gauge.asked == MOST_LOSSES
+
+
+@pytest.mark.parametrize("ask", [measure, run])
+def test_what_was_asked_when_the_fleet_was_closed_has_not_failed(
+    ask: Callable[[Fleet], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closing(Lossy):
+        def _lose(self, *_: Any) -> Any:
+            fleet.close()
+            super()._lose()
+
+        measure = run = _lose
+
+    gauge: Any = Closing()
+    monkeypatch.setattr(Fleet, "_new_gauge", lambda _: gauge)
+    address = DeviceAddress("127.0.0.1", 9190, "pixel", 2, "tracker", "phone")
+    fleet = Fleet(address, MeasureConfig(), 1)
+    with pytest.raises(DeviceLost, match="were closed"):
+        ask(fleet)
+    assert gauge.asked == 1
+    with pytest.raises(DeviceLost, match="were closed"):
+        ask(fleet)
+    assert gauge.asked == 1, "once closed it asks none"

@@ -174,6 +174,19 @@ def test_the_predictor_looks_at_other_tasks_where_it_expects_nothing_of_the_slow
     assert len(cut) == 1 and "flat" not in cut
 
 
+def test_where_the_predictor_expects_nothing_of_all_the_device_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told_ms(model: object, tuned: Tuned, *_: object) -> float:
+        return tuned.sum_ms
+
+    monkeypatch.setattr(predictor, "predicted_ms", told_ms)
+    _, states = search("predictor")
+    screened = [state for state in states if isinstance(state, Screening)]
+    assert screened and all(len(state.candidates) == 1 for state in screened)
+    assert isinstance(states[-1], Done) and states[-1].search.accepted > 0
+
+
 def test_a_run_tells_how_good_its_predictions_were() -> None:
     world, states = search("predictor")
     work = {}

@@ -82,6 +82,26 @@ def test_more_of_the_budget_that_ended_a_search_takes_it_further(field: str) -> 
     assert isinstance(world.step(proposing, clock=Clock(wall_s=50_000.0)), Screening)
 
 
+def test_what_is_spent_is_told_and_a_training_is_spent_once() -> None:
+    world = World(fake_world.config(budget={"max_steps": 1}))
+    state = world.until(Done)
+    assert isinstance(state, Done) and state.search.trained_long
+    assert "1 step accepted" in machine.farewell(state, world.config)
+    spent_s = state.search.train_s
+    again = machine.resume(state, fake_world.config(budget={"max_steps": 2}), CLOCK)
+    assert again is not None and isinstance(again.next_state, Ranking)
+    # No step is taken any more, so in the end the same network is trained for long.
+    world.config = fake_world.config(budget={"max_rounds": state.search.round})
+    once_more = world.go_on(again.next_state, Done)
+    assert isinstance(once_more, Done) and once_more.search.train_s == spent_s
+    hours = fake_world.config(budget={"max_gpu_hours": 1.5})
+    late = once_more.search.model_copy(
+        update={"train_s": 5832.0, "stopped_by": "budget.max_gpu_hours: 1.02 of 1 hours"}
+    )
+    told = machine.farewell(once_more.model_copy(update={"search": late}), hours)
+    assert "1.62 of 1.5 hours" in told and "raise budget.max_gpu_hours" in told
+
+
 def test_a_search_that_ended_by_itself_does_not_go_on() -> None:
     world = World(fake_world.config())
     state = world.until(Done)

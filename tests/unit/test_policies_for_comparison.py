@@ -214,6 +214,11 @@ def test_it_is_told_whether_the_floor_or_the_ladder_ended_the_climb(drop: float,
     assert why in done.search.stopped_by
 
 
+def test_a_ladder_without_a_rung_does_not_blame_the_floor() -> None:
+    _, done, _ = search("uniform", max_accuracy_drop=0.2, min_widths={"*": 999})
+    assert "no group can be narrower" in done.search.stopped_by
+
+
 @pytest.mark.parametrize("policy", ["uniform", "global"])
 def test_ladders_keep_to_the_least_widths(policy: PolicyName) -> None:
     """No group gets wider than it was, either."""

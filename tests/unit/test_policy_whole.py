@@ -77,6 +77,20 @@ def test_without_sensitivities_there_is_none() -> None:
     assert whole_cuts(view(losses={})) == []
 
 
+def test_a_width_that_no_share_tells_exactly_is_passed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(fake_world.LAYERS, "stem", 200)
+    assert 112 / 200 * 200 > 112
+    found = whole_cuts(view(unit=8, losses={"stem": 1.0}))
+    assert min(item.structure.widths["stem"] for item in found) == 104
+
+
+def test_what_hardly_pays_is_no_cut_of_the_whole() -> None:
+    assert whole_cuts(view(losses={"deep": 1.0}))
+    assert whole_cuts(view(losses={"stem": 1.0})) == [], "half of it is 5 % of the latency"
+
+
 def test_after_a_loss_the_next_cut_lies_half_way_on_a_scale_of_ratios() -> None:
     first = whole_cuts(view())[0]
     between, quarter = whole_cuts(view(lost(first)))
@@ -342,6 +356,26 @@ def test_at_the_floor_what_a_short_training_set_aside_is_trained_for_long() -> N
     refused = lost(shortly).model_copy(update=not_faster)
     assert proposed(refused) == []
     assert proposed(lost(shortly), refused), "another width of it was refused"
+
+
+def test_at_the_floor_each_depth_of_a_task_is_tried_in_the_end() -> None:
+    decided: list[Decision] = []
+    while found := whole_cuts(view(*decided)):
+        decided += [lost(candidate) for candidate in found]
+    aside: dict[str, None] = {}
+    seen: dict[str, set[int]] = {}
+
+    def proposed() -> list[Candidate]:
+        now = view(*decided)
+        search = now.search.model_copy(update={"set_aside": tuple(aside)})
+        return list(Parallel().propose(replace(now, search=search)).candidates)
+
+    while found := proposed():
+        decided += [lost(candidate) for candidate in found]
+        aside |= dict.fromkeys(candidate.task_id for candidate in found)
+        for candidate in found:
+            seen.setdefault(candidate.task_name, set()).update(candidate.widths_after)
+    assert max(map(len, seen.values())) > view().config.widths_per_task
 
 
 @pytest.mark.parametrize(("accuracy", "deep"), [(0.91, True), (0.901, False)])

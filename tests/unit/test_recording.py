@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -165,6 +167,31 @@ def test_a_line_torn_by_a_kill_is_dropped(path: Path) -> None:
     replay.measure("c", LIBRARY)
     with pytest.raises(UserError):
         replay.measure("b", LIBRARY)
+
+
+@pytest.mark.parametrize("left", ["", '{"device_mod'])
+def test_a_recording_that_was_killed_at_its_first_line_begins_anew(path: Path, left: str) -> None:
+    path.parent.mkdir()
+    path.write_text(left)
+    recording(path).measure("a", LIBRARY)
+    ReplayGauge(path).measure("a", LIBRARY)
+
+
+def test_a_full_disk_leaves_no_half_of_a_line(path: Path) -> None:
+    recording(path).measure("a", LIBRARY)
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(OSError):
+            recording(path).measure("b", LIBRARY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.stat().st_size == size
+    recording(path).measure("c", LIBRARY)
+    ReplayGauge(path).measure("c", LIBRARY)
 
 
 def test_a_recording_of_another_device_is_not_continued(path: Path) -> None:

@@ -144,6 +144,35 @@ def test_a_training_that_goes_on_counts_for_the_target_that_asked_for_it() -> No
     assert [item.work for item in own if item in done] == works[:2]
 
 
+def test_the_long_training_of_a_network_that_was_pruned_on_counts_for_its_target() -> None:
+    record = synthetic_record.record()
+    target = record.targets[0]
+    step = next(step for step in target.steps if step.accepted)
+    recovered = fake_world.network(step.candidate.parent.structure, 0.98)
+    begun = fake_world.network(recovered.structure, 0.97)
+    work = FineTuneWork(parent=begun, structure=begun.structure, epochs=9, learning_rate=0.1)
+    outcome = FineTuned(network=recovered)
+    done = WorkRecord(work=work, outcome=outcome, seconds=1.0, finished_at=0.0)
+    two = record.config.model_copy(update={"targets": [*record.config.targets] * 2})
+    record = record.model_copy(update={"work": (*record.work, done), "config": two})
+    assert done not in work_of(record, target)
+    after = step.candidate.model_copy(update={"parent": recovered})
+    steps = (*target.steps, step.model_copy(update={"candidate": after}))
+    assert done in work_of(record, target.model_copy(update={"steps": steps}))
+
+
+def test_where_the_search_went_on_the_figures_are_of_the_network_that_was_exported() -> None:
+    whole = synthetic_record.record()
+    before = summarise(whole).targets[0]
+    narrower = fake_world.network(Structure(widths=dict.fromkeys(synthetic_record.GROUPS, 1)))
+    changes = {"state": "proposing", "final": None, "current": narrower}
+    target = whole.targets[0].model_copy(update=changes)
+    after = summarise(whole.model_copy(update={"targets": (target,), "state": "running"}))
+    assert after.targets[0].widths == before.widths
+    assert after.targets[0].tasks_after == before.tasks_after
+    assert before.notes == [] and "has gone on since" in after.targets[0].notes[0]
+
+
 def test_a_run_that_accepted_no_step_has_no_speedup() -> None:
     target = summarise(synthetic_record.unpruned()).targets[0]
     assert target.speedup is target.speedup_low is None

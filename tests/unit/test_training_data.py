@@ -271,6 +271,24 @@ def test_crop_flip_mirrors_about_half_of_the_images() -> None:
     assert 70 < int(mirrored) < 130
 
 
+def test_resized_crops_are_parts_of_8_to_100_percent_of_the_area_anywhere_and_mirrored() -> None:
+    places = torch.linspace(0.5 / 32, 1 - 0.5 / 32, 32)  # of the pixels' middles
+    ramps = torch.stack(torch.meshgrid(places, places, indexing="ij")).expand(300, 2, 32, 32)
+    found = augment(ramps, "resized_crop", torch.Generator().manual_seed(0))
+    assert found.shape == ramps.shape
+    assert torch.equal(found, augment(ramps, "resized_crop", torch.Generator().manual_seed(0)))
+    # Inside a crop the ramps are ramps again, as steep as the crop is high or wide.
+    height = (found[:, 0, 16, 16] - found[:, 0, 15, 16]) * 32
+    width = (found[:, 1, 16, 16] - found[:, 1, 16, 15]) * 32
+    area, stretch = height * width.abs(), width.abs() / height
+    assert 0.07 < area.min() < 0.15 and 0.85 < area.max() < 1.01
+    assert 0.5 < area.median() < 0.6
+    assert 0.74 < stretch.min() and stretch.max() < 1.34
+    assert 120 < int((width < 0).sum()) < 180
+    middle = found[:, :, 15:17, 15:17].mean((2, 3))
+    assert middle.min() < 0.3 and middle.max() > 0.7
+
+
 def test_images_reach_a_network_in_the_default_memory_format() -> None:
     for channels in (1, 3):
         moved = augment(torch.zeros(4, channels, 6, 5), "shift", torch.Generator())

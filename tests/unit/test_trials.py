@@ -108,6 +108,30 @@ def names_of(programs: Sequence[Program]) -> str:
     return "".join(program.program_id for program in programs)
 
 
+def test_what_was_not_built_for_want_of_something_is_built_once_more(
+    table: MemoryLedger, tmp_path: Path
+) -> None:
+    class Short:
+        """Its machine is short of memory for all but the first job, the first time."""
+
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def build(self, jobs: list[BuildJob], timeout_s: float) -> list[Library]:
+            self.asked.append(len(jobs))
+            if len(self.asked) > 1:
+                return [Library(job.path) for job in jobs]
+            late = Library(jobs[0].path, error="took too long", unfinished="time")
+            short = [Library(job.path, error="killed", unfinished="machine") for job in jobs[1:]]
+            return [late, *short]
+
+    builder: Any = Short()
+    trials = Trials(builder, Gauge(), None, table, TuneConfig(), tmp_path)  # type: ignore[arg-type]
+    libraries = trials.build([trial(name, 0) for name in "abc"]).result()
+    assert builder.asked == [3, 2]
+    assert [library.error for library in libraries] == ["took too long", "", ""]
+
+
 def test_programs_come_back_as_proposed_whoever_answers_first(
     table: MemoryLedger, tmp_path: Path
 ) -> None:

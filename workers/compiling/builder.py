@@ -11,6 +11,8 @@ import numpy as np
 from device_agents.host_cores import HostCores
 from device_agents.processes import ProcessDied, ProcessTimeout, WarmProcess
 
+Unfinished = Literal["time", "machine"]
+
 _GRACE_S = 30.0
 
 
@@ -20,15 +22,15 @@ class Library:
 
     ``arguments`` are element type and shape of each argument of its ``main``. ``is_timed_cold``:
     all of them but the first are out of the device's caches whenever it is timed. ``unfinished``:
-    the error is a time limit, a lost builder or what the machine lacked: no fault of the job,
-    perhaps.
+    the error may be no fault of the job: it took too long, or its builder was lost or its machine
+    short of something.
     """
 
     path: Path
     arguments: tuple[tuple[str, tuple[int, ...]], ...] = ()
     seconds: float = 0.0
     error: str = ""
-    unfinished: bool = False
+    unfinished: Unfinished | None = None
     is_timed_cold: bool = False
 
 
@@ -114,13 +116,13 @@ class Builder:
             # Once more where it was killed, which no job of it can have done.
             answer = self._process.call_again(method, request, timeout_s=limit_s)
         except (ProcessDied, ProcessTimeout) as error:
-            lost = {"error": f"the builder was replaced: {error}", "unfinished": True}
+            lost = {"error": f"the builder was replaced: {error}", "unfinished": "machine"}
             return [lost] * count
         return list(answer["results"])
 
 
 def _library(path: Path, answer: dict[str, Any]) -> Library:
     if "error" in answer:
-        return Library(path, error=answer["error"], unfinished=answer.get("unfinished", False))
+        return Library(path, error=answer["error"], unfinished=answer.get("unfinished"))
     arguments = tuple((dtype, tuple(shape)) for dtype, shape in answer.get("arguments", ()))
     return Library(path, arguments, answer["seconds"])

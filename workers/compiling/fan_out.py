@@ -1,7 +1,8 @@
 """Builds shared out over several builders: one of this machine, others on machines of a cluster.
 
 What a distant builder made comes back as bytes and is written where the job wanted it. A builder
-that is lost costs the time of its share: the local one builds it again.
+that is lost costs the time of its share, and a machine that is short of something that of the job:
+the local one builds it again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from workers.compiling.builder import BuildJob, Library, ProgramBuilder
+from workers.compiling.builder import BuildJob, Library, ProgramBuilder, Unfinished
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Built:
     arguments: tuple[tuple[str, tuple[int, ...]], ...]
     seconds: float
     error: str
-    unfinished: bool = False
+    unfinished: Unfinished | None = None
 
 
 class BuilderLost(RuntimeError):
@@ -89,8 +90,12 @@ class FanOut:
                 except BuilderLost:
                     libraries.update(self._built_here(jobs, share, timeout_s))
                     continue
+                lacking = []
                 for index, one in zip(share, built, strict=True):
                     libraries[index] = _written(jobs[index].path, one)
+                    if one.unfinished == "machine":
+                        lacking.append(index)
+                libraries.update(self._built_here(jobs, lacking, timeout_s))
         return [libraries[index] for index in range(len(jobs))]
 
     def _built_here(

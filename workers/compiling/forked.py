@@ -53,8 +53,9 @@ def run_forked(
 ) -> list[dict[str, Any]]:
     """Run every job in a child; return their results in order.
 
-    A result is what the job returned with ``seconds`` added, or ``{"error": text}``, where a limit
-    was reached, memory or disk was short or somebody killed it with ``"unfinished": True``.
+    A result is what the job returned with ``seconds`` added, or ``{"error": text}``, with
+    ``"unfinished": "time"`` where it took too long, and ``"machine"`` where memory, disk, processes
+    or cores were short or somebody killed it.
     ``timeout_s`` counts from when the child has the cores (``working``), for which it may wait
     ``wait_s``. A child ends with the thread that called, however that ends. Temporary files lie in
     ``folder``: of children that are killed with their parent they stay there.
@@ -66,7 +67,12 @@ def run_forked(
         while waiting or running:
             while waiting and len(running) < parallel:
                 position, job = waiting.pop(0)
-                child = _fork(position, job, working, folder)
+                try:
+                    child = _fork(position, job, working, folder)
+                except OSError as error:  # no process, no folder, no pipe
+                    told = f"{type(error).__name__}: {error}"
+                    results[position] = {"error": told, "unfinished": "machine"}
+                    continue
                 running[child.pipe] = child
             ready, _, _ = select.select(list(running), [], [], 0.05)
             for pipe in ready:
@@ -84,7 +90,8 @@ def run_forked(
                 if late:
                     del running[child.pipe]
                     _kill(child)
-                    results[child.position] = {"error": late, "unfinished": True}
+                    reason = "time" if child.started_at else "machine"
+                    results[child.position] = {"error": late, "unfinished": reason}
     finally:
         for child in running.values():
             _kill(child)
@@ -97,12 +104,18 @@ def _fork(
     working: Callable[[], AbstractContextManager[None]],
     parent_folder: Path,
 ) -> _Child:
-    reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
     folder = tempfile.mkdtemp(prefix="job-", dir=parent_folder)
-    pid = os.fork()
+    reader, writer = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        os.rmdir(folder)
+        raise
     if pid == 0:
         code = 1
         try:
@@ -137,7 +150,7 @@ def _carry_out(
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {_last_lines(str(error))}"}
         is_short = isinstance(error, OSError | MemoryError) or _NO_SPACE in str(error)
-        return json.dumps({**told, "unfinished": True} if is_short else told).encode()
+        return json.dumps({**told, "unfinished": "machine"} if is_short else told).encode()
 
 
 def _lateness(child: _Child, timeout_s: float, wait_s: float) -> str:
@@ -159,7 +172,7 @@ def _reap(child: _Child) -> dict[str, Any]:
         ended_by = signal.Signals(os.WTERMSIG(status))
         if ended_by in _KILLED:
             told = f"killed with {ended_by.name} (for want of memory, perhaps)"
-            return {"error": told, "unfinished": True}
+            return {"error": told, "unfinished": "machine"}
         return {"error": f"crashed with {ended_by.name}"}
     try:
         result: dict[str, Any] = json.loads(bytes(child.received).removeprefix(_STARTED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ class Exporter:
         dense_latency = together([comparison.reference for comparison in compared])
         final_latency = together([comparison.candidate for comparison in compared])
         uniform = self._uniform(work, dense_library, dense_key)
-        artifacts, notes = self._write(work.final, final_library)
+        artifacts, notes = self._write(work.final, final_library, final_latency.threads)
         deployed = load_pruned(self._folder)
         difference, largest, images = self._check(deployed, final_library, final_key)
         self._gauge.release()
@@ -135,7 +136,9 @@ class Exporter:
         tuned = self._tuner.summary(bundle, measured=0, failed=0, device_s=0.0, wall_s=0.0)
         return self._libraries.attributed(tuned, trained, "export")
 
-    def _write(self, final: Trained, library: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    def _write(
+        self, final: Trained, library: Path, threads: int
+    ) -> tuple[dict[str, str], tuple[str, ...]]:
         """Write every artefact; paths relative to the run folder, and notes on what is left out."""
         splits, config = self._networks.splits, self._networks.config
         copy_whole(library, self._folder / LIBRARY)
@@ -147,6 +150,11 @@ class Exporter:
             class_names=splits.class_names,
             preprocessing=splits.preprocessing,
             batch_size=config.input.batch_size,
+            library={
+                "file": LIBRARY,
+                "threads": threads,
+                "runtime": {name: version(name) for name in ("apache-tvm", "apache-tvm-ffi")},
+            },
         )
         self._write_records(final, self._folder / TUNING)
         names = {

@@ -13,12 +13,13 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -66,8 +67,11 @@ def write_torch_exports(
     class_names: tuple[str, ...],
     preprocessing: Preprocessing,
     batch_size: int,
+    library: Mapping[str, JsonValue],
 ) -> TorchExports:
     """Writes the network, as it computes in evaluation mode, for batches of ``batch_size`` images.
+
+    ``library`` is what the compiled library beside these files needs; ``structure.json`` tells it.
 
     Each file is there whole or not at all. Raises ``UserError`` when the network does not trace.
     """
@@ -85,6 +89,7 @@ def write_torch_exports(
         "input": {"name": "image", "shape": list(example.shape), "dtype": "float32"},
         "output": {"name": "logits", "shape": [batch_size, len(class_names)], "dtype": "float32"},
         "preprocessing": preprocessing.as_data(),
+        "library": dict(library),
     }
     write_whole(folder / STRUCTURE, (json.dumps(description, indent=2) + "\n").encode())
     # What an earlier export left there is not this network's.

@@ -296,7 +296,8 @@ class DeviceGauge:
             try:
                 return self._process.call(method, request, timeout_s=limit_s)
             except RemoteFailure as error:
-                failure = f"{error.kind}: {error.message.strip().splitlines()[-1][:300]}"
+                lines = error.message.strip().splitlines() or [""]
+                failure = f"{error.kind}: {lines[-1][:300]}"
                 failed = ProgramFailed if error.kind == _RAISED_THERE else _SessionEnded
             except ProcessTimeout:
                 failure = f"no answer within {limit_s:g} s (see measure.answer_timeout_s)"

@@ -110,9 +110,12 @@ class Fleet:
     def close(self) -> None:
         self._is_closed = True
         if self._batch is not None:
-            self._batch.end(DeviceLost(f"the devices {self._address.key!r} were closed"))
+            self._batch.end(self._closed())
         for gauge in self._gauges:
             gauge.close()
+
+    def _closed(self) -> DeviceLost:
+        return DeviceLost(f"the devices {self._address.key!r} were closed")
 
     def _new_gauge(self) -> DeviceGauge:
         return DeviceGauge(self._address, self._config, None, None)
@@ -168,10 +171,13 @@ class Fleet:
         losses: list[DeviceLost] = []
         while len(losses) < MOST_LOSSES:
             gauge = next((gauge for gauge in self._gauges if gauge.is_open), self._gauges[0])
-            self._open(gauge, lambda: True)
+            if not self._open(gauge, lambda: True):
+                raise self._closed()
             try:
                 return ask(gauge)
             except DeviceLost as loss:
+                if self._is_closed:  # no fault of what was asked about
+                    raise self._closed() from loss
                 losses.append(loss)
         if has_run:
             raise losses[-1]

@@ -43,11 +43,12 @@ class RecordingGauge:
         self._path = path
         self.device_model = gauge.device_model
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        whole = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+        if path.exists():
+            os.truncate(path, whole)  # a kill may have torn the last line
+        if not whole:
             self._write({"device_model": gauge.device_model})
             return
-        written = path.read_bytes()
-        os.truncate(path, written.rfind(b"\n") + 1)  # a kill may have torn the last line
         recorded = ReplayGauge(path).device_model
         if recorded != gauge.device_model:
             raise UserError(
@@ -140,8 +141,15 @@ class RecordingGauge:
         self._write({"key": key, "failed": str(failure)})
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        data = (json.dumps(line) + "\n").encode()
+        with self._path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:  # a full disk, which leaves no half of a line
+                file.truncate(before)
+                raise
 
 
 class ReplayGauge:

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-Augmentation = Literal["none", "shift", "crop_flip"]
+Augmentation = Literal["none", "shift", "crop_flip", "resized_crop"]
 _SAMPLE = 16
+_LEAST_AREA = 0.08  # of a resized crop; this and the next as torchvision's RandomResizedCrop
+_WIDEST = 4 / 3  # width over height, and the other way round
 
 
 class ImageSet(Protocol):
@@ -140,15 +142,33 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
 
     ``shift`` moves by up to 2 pixels; ``crop_flip`` moves by up to an eighth of the height and
     mirrors every other image on average. Borders are filled with the nearest pixel.
+    ``resized_crop`` takes a part of 8 to 100 % of the area, resizes it and mirrors alike.
     """
     if kind == "none":
         return images
-    reach = 2 if kind == "shift" else max(1, images.shape[-2] // 8)
-    images = _moved(images, reach, generator)
-    if kind == "crop_flip":
+    if kind == "resized_crop":
+        images = _resized_crops(images, generator)
+    else:
+        reach = 2 if kind == "shift" else max(1, images.shape[-2] // 8)
+        images = _moved(images, reach, generator)
+    if kind != "shift":
         mirrored = torch.rand(len(images), generator=generator) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     return images
+
+
+def _resized_crops(images: Tensor, generator: torch.Generator) -> Tensor:
+    count = len(images)
+    area, stretch, *place = torch.rand(4, count, generator=generator)
+    area = _LEAST_AREA + (1 - _LEAST_AREA) * area
+    stretch = _WIDEST ** (stretch - 0.5)  # the root of width over height
+    sides = torch.stack([area.sqrt() * stretch, area.sqrt() / stretch]).clamp(max=1.0)
+    middles = (1 - sides) * (2 * torch.stack(place) - 1)  # from -1 to 1, as the grid's
+    crops = torch.zeros(count, 2, 3)
+    for axis in (0, 1):
+        crops[:, axis, axis], crops[:, axis, 2] = sides[axis], middles[axis]
+    grid = functional.affine_grid(crops.to(images), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:

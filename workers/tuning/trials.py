@@ -143,6 +143,12 @@ class Trials:
 
         def build() -> list[Library]:
             built = self._builder.build(jobs, self._config.build_timeout_s)
+            lacking = [n for n, library in enumerate(built) if library.unfinished == "machine"]
+            if lacking:  # no fault of theirs, unless it happens again
+                again = [jobs[n] for n in lacking]
+                rebuilt = self._builder.build(again, self._config.build_timeout_s)
+                for n, library in zip(lacking, rebuilt, strict=True):
+                    built[n] = library
             return [replace(library, is_timed_cold=cold) for library in built]
 
         return self._thread.submit(build)
