@@ -209,7 +209,7 @@ def open_session(
         raise SessionLimit(f"{_open_sessions} sessions are open in this process: close some")
     deadline = time.monotonic() + wait_s
     while True:
-        address, device_port, matchkey = _request(host, port, key, wait_s, deadline)
+        address, device_port, matchkey = _request(host, port, key, deadline)
         try:
             rpc = _connect(address, device_port, matchkey, int(lease_s), handshake_s)
         except DeviceSilent:
@@ -223,7 +223,7 @@ def open_session(
             if time.monotonic() >= deadline:
                 raise NoDevice(
                     f"the device {key!r} at {address}:{device_port} was offered but could not be "
-                    f"reached within {wait_s:g} s: {error}"
+                    f"reached: {error}"
                 ) from error
             time.sleep(_POLL_S)
             continue
@@ -236,9 +236,7 @@ def open_session(
         return session
 
 
-def _request(
-    host: str, port: int, key: str, wait_s: float, deadline: float
-) -> tuple[str, int, str]:
+def _request(host: str, port: int, key: str, deadline: float) -> tuple[str, int, str]:
     """Address, port and match key of a device that is now ours. Raises ``NoDevice``."""
     problem = "the tracker was not asked"
     while True:
@@ -257,7 +255,7 @@ def _request(
         except TrackerUnreachable as error:
             problem = str(error)
         if time.monotonic() + _POLL_S >= deadline:
-            raise NoDevice(f"no device {key!r} within {wait_s:g} s: {problem}")
+            raise NoDevice(f"no device {key!r}: {problem}")
         time.sleep(_POLL_S)
 
 

@@ -22,6 +22,7 @@ from schemas.work import (
     UniformWork,
     Work,
 )
+from workers.errors import LimitReached, cause_of
 from workers.networks import Networks
 from workers.pruning.fold import exported_program
 from workers.pruning.gradual import steps_for, widths_on_the_way
@@ -87,6 +88,16 @@ class TrainingJobs:
 
     def run(self, work: Work) -> Outcome:
         """Carry out one unit of work. Raises ``UserError`` for what the user can put right."""
+        try:
+            return self._done(work)
+        except torch.OutOfMemoryError as error:
+            raise LimitReached(
+                "train.batch_size",
+                f"the memory of the GPU was too small for a training ({cause_of(error)})",
+                "lower it, or fine_tune.max_parallel where trainings share a GPU",
+            ) from error
+
+    def _done(self, work: Work) -> Outcome:
         if isinstance(work, PrepareWork):
             return self._prepare()
         if isinstance(work, UniformWork):

@@ -7,12 +7,9 @@ cores are all in use a build takes longer, no more.
 from __future__ import annotations
 
 import platform
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from device_agents.host_cores import HostCores, lock_dir
 from workers.compiling.builder import Builder, BuildJob
 from workers.compiling.fan_out import BuilderLost, Built
+from workers.owned_folder import OwnedFolder
 
 _START_S = 120.0
 _MOST_STARTS = 3
@@ -29,12 +27,12 @@ _CLOSE_S = 5.0  # less than a tuning actor has for all of its closing
 
 
 class BuilderActor:
-    """A ``Builder`` on the machine that Ray put it on."""
+    """A ``Builder`` on the machine that Ray put it on: one build at a time, ``close`` at any."""
 
     def __init__(self, target: dict[str, Any], parallel: int) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="cprune-builds-"))
         cores = HostCores(lock_dir(), "host")  # this machine may be one that measures, too
         self._builder = Builder(target, parallel, cores, lock_dir())
+        self._folder: OwnedFolder | None = None
         self._serial = 0
 
     def machine(self) -> str:
@@ -43,10 +41,12 @@ class BuilderActor:
 
     def build(self, jobs: list[tuple[str, str]], timeout_s: float) -> list[Built]:
         """Build modules (JSON text, form)."""
+        if self._folder is None:
+            self._folder = OwnedFolder("cprune-builds-")
         named = []
         for module, form in jobs:
             self._serial += 1
-            path = self._folder / f"program-{self._serial}.so"
+            path = self._folder.path / f"program-{self._serial}.so"
             named.append(BuildJob(module, path, form))  # type: ignore[arg-type]
         found = []
         for library in self._builder.build(named, timeout_s):
@@ -57,10 +57,12 @@ class BuilderActor:
             )
         return found
 
+    @ray.method(concurrency_group="control")
     def close(self) -> None:
-        """End the builder's process and remove its folder."""
+        """End the builder's process, in the middle of a build, too, and remove its folder."""
         self._builder.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.remove()
 
 
 @dataclass
@@ -122,7 +124,7 @@ class RayBuilders:
             return None
         cluster: Any = ray
         actor = (
-            cluster.remote(BuilderActor)
+            cluster.remote(concurrency_groups={"control": 1})(BuilderActor)
             .options(
                 num_cpus=0,
                 max_restarts=0,

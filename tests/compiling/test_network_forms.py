@@ -171,6 +171,41 @@ def test_a_pooling_that_only_repeats_a_pixel_is_folded_into_the_layer_behind_it(
         assert np.abs(computed(found, network, image) - expected).max() < 1e-5
 
 
+class Activations(nn.Module):
+    """PReLUs behind convolutions, and batch norms where none can be folded into a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bent = nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(8)
+        self.second, self.bent_alike = nn.Conv2d(8, 12, 3, padding=1), nn.PReLU()
+        self.hidden, self.norm = nn.Linear(12, 10), nn.BatchNorm1d(10)
+        self.input_norm = nn.BatchNorm1d(12)
+        self.last = nn.Linear(10, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.bent_alike(self.second(self.bent(self.first(image))))
+        features = self.input_norm(maps.mean((2, 3)))
+        return self.last(self.norm(torch.relu(self.hidden(features))))
+
+
+def test_weights_of_activations_and_norms_are_not_taken_for_those_of_layers() -> None:
+    torch.manual_seed(0)
+    network, image = Activations(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        for norm in (network.norm, network.input_norm):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+            norm.weight.normal_()
+        network.bent.weight.uniform_(0.1, 0.5)
+    found = imported(network, image)
+    modules = [site.module for site in found.sites]
+    for layer in ("first", "second", "hidden", "last"):
+        assert modules.count(layer) == 1
+    with torch.inference_mode():
+        expected = network(image).numpy()
+    assert np.abs(computed(found, network, image) - expected).max() < 1e-5
+
+
 def test_the_parts_of_a_split_are_call_sites_of_their_own() -> None:
     class Parts(nn.Module):
         def __init__(self) -> None:

@@ -111,6 +111,9 @@ def test_no_device_at_all_is_told(libraries: dict[str, Library]) -> None:
             list(fleet.measure_all(questions(libraries, "quick", "quick")))
         with pytest.raises(DeviceLost, match="no device has registered this key"):
             fleet.measure("one", libraries["quick"])
+        rack.tracker.stop()
+        with pytest.raises(DeviceLost, match=r"refused.*start the tracker"):
+            fleet.measure("one", libraries["quick"])
 
 
 @pytest.mark.slow

@@ -252,6 +252,29 @@ def test_batches_of_any_data_set_are_the_same() -> None:
     assert [len(b) for _, b in batches(memory, 5)] == [5, 5, 1]
 
 
+def test_the_share_that_cannot_be_split_off_is_the_one_that_is_named(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("validation", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=8, test_fraction=0.05)
+    with pytest.raises(UserError, match=r"data\.test_fraction.*cannot be split by class"):
+        load_splits(config, seed=0)
+
+
+def test_a_module_that_fails_itself_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_broken_data.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no_such_package_at_all.*install what it imports"):
+        load_splits(DataConfig(name="my_broken_data:make"), seed=0)
+    with pytest.raises(UserError, match="run from the folder that holds my_missing_data"):
+        load_splits(DataConfig(name="my_missing_data:make"), seed=0)
+
+
 def test_augmentation_is_seeded_and_moves_each_image_by_itself() -> None:
     images = torch.zeros(64, 1, 9, 9)
     images[:, :, 4, 4] = 1

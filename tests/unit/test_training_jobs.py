@@ -12,8 +12,9 @@ from schemas.config import DataConfig, ModelConfig, PruneConfig, RunConfig, Trai
 from schemas.network import Sensitivity, Structure, Trained
 from schemas.progress import ProgressEvent
 from schemas.work import FineTuned, FineTuneWork, Prepared, PrepareWork
+from workers import jobs
 from workers.artifacts import ArtifactStore
-from workers.errors import TrainingTimedOut
+from workers.errors import LimitReached, TrainingTimedOut
 from workers.jobs import TrainingJobs
 from workers.networks import Networks
 from workers.training.images import TensorImages
@@ -91,6 +92,17 @@ def test_the_time_a_training_may_take_is_that_of_all_its_steps(
     with pytest.raises(TrainingTimedOut, match="a training took longer than 15 s"):
         world.fine_tuned(dense, quarter, 0.5)
     assert world.events[-1].epoch == 3, "in the second step"
+
+
+def test_a_gpu_whose_memory_is_too_small_is_told_with_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(jobs, "train", full)
+    with pytest.raises(LimitReached, match=r"train\.batch_size.*Tried to allocate.*max_parallel"):
+        World(tmp_path).dense()
 
 
 def test_sensitivities_are_those_of_all_classes_where_the_images_lie_class_by_class(

@@ -69,7 +69,7 @@ def test_the_best_validation_epoch_is_kept(splits: Splits) -> None:
     assert len(accuracies) == 5 and outcome.epochs == 4
     assert outcome.val_accuracy == max(accuracies)
     assert accuracies[outcome.best_epoch] == max(accuracies)
-    assert evaluate(network, splits.validation, threads=1) == outcome.val_accuracy
+    assert evaluate(network, splits.validation, ["top1"], threads=1) == [outcome.val_accuracy]
 
 
 def test_a_harmful_fine_tuning_gives_the_network_back(splits: Splits) -> None:
@@ -78,7 +78,7 @@ def test_a_harmful_fine_tuning_gives_the_network_back(splits: Splits) -> None:
     harmful = RECIPE.model_copy(update={"epochs": 1, "learning_rate": 50.0, "schedule": "constant"})
     outcome = train(network, splits, harmful, 0, threads=1)
     assert outcome.best_epoch == 0 and outcome.val_accuracy == before
-    assert evaluate(network, splits.validation, threads=1) == before
+    assert evaluate(network, splits.validation, ["top1"], threads=1) == [before]
 
 
 def test_zero_epochs_only_measure(splits: Splits) -> None:

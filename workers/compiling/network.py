@@ -27,11 +27,15 @@ _LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
 
 @dataclass(frozen=True)
 class CallSite:
-    """One fused call of the compiled network, in execution order."""
+    """One fused call of the compiled network, in execution order.
+
+    ``weight`` is the parameter that is the weight of its layer, ``module`` that layer in torch.
+    """
 
     index: int
     function: str
     parameters: tuple[str, ...]
+    weight: str | None
     module: str | None
     output_shape: tuple[int, ...]
 
@@ -96,9 +100,12 @@ def _find_sites(
     """
     origin: dict[Any, tuple[str, ...]] = {}
     main = module["main"]
+    dimensions: dict[str, int] = {}  # of what torch calls a weight
     for variable in main.params:
         if variable.name in parameters:
             origin[variable] = (variable.name,)
+            if torch_names.get(variable.name, "").endswith(".weight"):
+                dimensions[variable.name] = len(_shape(variable))
     sites: list[CallSite] = []
     free: dict[str, set[int]] = {}
     for block in main.body.blocks:
@@ -117,12 +124,14 @@ def _find_sites(
             weight_positions = {i for i, names in enumerate(fed) if names is not None}
             free[function] = free.get(function, weight_positions) & weight_positions
             feeding = tuple(dict.fromkeys(name for names in fed if names for name in names))
+            weight = _weight_of(feeding, dimensions, torch_names, function)
             sites.append(
                 CallSite(
                     index=len(sites),
                     function=function,
                     parameters=feeding,
-                    module=_module_of(feeding, torch_names, function),
+                    weight=weight,
+                    module=weight and torch_names[weight].removesuffix(".weight"),
                     output_shape=_shape(binding.var),
                 )
             )
@@ -142,17 +151,26 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return tuple(int(extent) for extent in info.shape)
 
 
-def _module_of(parameters: tuple[str, ...], names: dict[str, str], function: str) -> str | None:
-    """The one torch module whose weight is among ``parameters``."""
-    modules = {
-        names[name].removesuffix(".weight")
-        for name in parameters
-        if name in names and names[name].endswith(".weight")
-    }
-    if len(modules) > 1:
+def _weight_of(
+    parameters: tuple[str, ...],
+    dimensions: dict[str, int],
+    torch_names: dict[str, str],
+    function: str,
+) -> str | None:
+    """The one of ``parameters`` that is the weight of a layer.
+
+    A layer's has several dimensions; what is fused to it, such as a PReLU, may have one for each
+    channel. That names a call where no layer does.
+    """
+    weights = [name for name in parameters if name in dimensions]
+    layers = [name for name in weights if dimensions[name] > 1]
+    if len(layers) > 1:
+        modules = sorted(torch_names[name].removesuffix(".weight") for name in layers)
         raise UserError(
             "model.name",
-            f"call site {function} is fed by the weights of several modules: {sorted(modules)}",
+            f"call site {function} is fed by the weights of several modules: {modules}",
             "report the network's name; until then choose another network",
         )
-    return modules.pop() if modules else None
+    if layers:
+        return layers[0]
+    return weights[0] if len(weights) == 1 else None

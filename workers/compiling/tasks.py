@@ -71,14 +71,7 @@ def build_table(network: RelaxNetwork, target: Target) -> TaskTable:
                 index=site.index,
                 task_id=ids_of[site.function],
                 module=site.module,
-                parameter=next(
-                    (
-                        name
-                        for name in site.parameters
-                        if network.tensors.get(name, "").endswith(".weight")
-                    ),
-                    None,
-                ),
+                parameter=site.weight,
                 output_shape=site.output_shape,
             )
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,7 +53,13 @@ class Exporter:
         tuner: Tuner,
         libraries: NetworkLibraries,
         gauge: Gauge,
+        *,
+        threads: int,
+        working: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        """``threads`` judge networks on the test split, inside of ``working``."""
+        self._threads = threads
+        self._working = working
         self._run_dir = run_dir
         self._folder = run_dir / "export" / target.name
         self._networks = networks
@@ -122,11 +130,15 @@ class Exporter:
     def _judged(self, trained: Trained, model: nn.Module, latency: Measurement) -> ExportedNetwork:
         test, metric = self._networks.splits.test, self._networks.config.metric
         has_many = len(self._networks.splits.class_names) >= _MANY_CLASSES
+        metrics = [metric, "top5"] if has_many else [metric]
+        accuracy, *top5 = evaluate(
+            model, test, metrics, threads=self._threads, yield_cores=self._working
+        )
         return ExportedNetwork(
             latency=latency,
             val_accuracy=trained.val_accuracy,
-            test_accuracy=evaluate(model, test, metric),
-            test_top5=evaluate(model, test, "top5") if has_many else None,
+            test_accuracy=accuracy,
+            test_top5=top5[0] if top5 else None,
             info=trained.info,
         )
 

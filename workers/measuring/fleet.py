@@ -133,6 +133,16 @@ class Fleet:
             self._gauges.append(self._new_gauge())
         return self._gauges[:wanted]
 
+    def _cure(self) -> str:
+        try:
+            tracker_summary(self._address.host, self._address.port)
+        except TrackerUnreachable:
+            return "start the tracker, or correct targets[].tracker_host and tracker_port"
+        return (
+            "register a device of the key that targets[].key names, correct targets[].key, or "
+            "raise measure.device_wait_s"
+        )
+
     def _free_devices(self) -> int:
         address = self._address
         try:
@@ -198,8 +208,6 @@ class Fleet:
                 if left_s <= _WAIT_S:
                     waited_s = self._config.device_wait_s
                     raise DeviceLost(
-                        f"{error} (asked for {waited_s:g} s); register a device of the key that "
-                        "targets[].key names, correct targets[].key, or raise "
-                        "measure.device_wait_s"
+                        f"{error} (asked for {waited_s:g} s); {self._cure()}"
                     ) from None
         return False

@@ -114,9 +114,13 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
         arguments = [_remote(session, array) for array in host]
         library["main"](*arguments)
         outputs.append(arguments[-1].numpy())
+    reference, output = outputs
+    differences = np.abs(reference - output)
+    # Random inputs may be none of the task's, as where it takes the root of one.
+    differences[np.isnan(reference) & np.isnan(output)] = 0.0
     return {
-        "max_abs_error": float(np.max(np.abs(outputs[0] - outputs[1]))),
-        "max_abs_output": float(np.max(np.abs(outputs[0]))),
+        "max_abs_error": float(np.max(differences)),
+        "max_abs_output": float(np.max(np.abs(np.nan_to_num(reference)))),
     }
 
 

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,35 +89,26 @@ def _opened(
         )
         gauge = _recorded(Fleet(address, config, target.max_devices), target)
         return Device(resolved.wait(), gauge, cache_bytes, None, builders, gauge.close)
-    tracker = TrackerProcess(log_path=scratch / "tracker.log")
-    local: LocalDevice | None = None
-    try:
+    with ExitStack() as started:
+        tracker = TrackerProcess(log_path=scratch / "tracker.log")
+        started.callback(tracker.stop)
         local = _started(target, tracker, scratch)
+        started.callback(local.stop)
         tvm_target = resolved.wait()
-    except BaseException:
-        if local is not None:
-            local.stop()
-        tracker.stop()
-        raise
-    cores = HostCores(lock_dir, _CORES)  # also with a core mask: nothing keeps workers off it
-    address = DeviceAddress(
-        tracker.host,
-        tracker.port,
-        target.key,
-        local.threads,
-        "local",
-        local.device_model,
-        local.runs_on,
-        None if target.cores is None else tuple(target.cores),
-    )
-    gauge = _recorded(DeviceGauge(address, config, cores, _Agent(tracker, local)), target)
-
-    def close() -> None:
-        gauge.close()
-        local.stop()
-        tracker.stop()
-
-    return Device(tvm_target, gauge, cache_bytes, cores, builders, close)
+        cores = HostCores(lock_dir, _CORES)  # also with a core mask: nothing keeps workers off it
+        address = DeviceAddress(
+            tracker.host,
+            tracker.port,
+            target.key,
+            local.threads,
+            "local",
+            local.device_model,
+            local.runs_on,
+            None if target.cores is None else tuple(target.cores),
+        )
+        gauge = _recorded(DeviceGauge(address, config, cores, _Agent(tracker, local)), target)
+        started.callback(gauge.close)
+        return Device(tvm_target, gauge, cache_bytes, cores, builders, started.pop_all().close)
 
 
 def _started(target: TargetConfig, tracker: TrackerProcess, scratch: Path) -> LocalDevice:

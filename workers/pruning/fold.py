@@ -65,9 +65,8 @@ def fold_batch_norm(
 
     A folded batch norm's place is taken by ``nn.Identity``; the layer before it has the same name,
     new weights and a bias. Where the layer's output is also used elsewhere, where no layer comes
-    directly before, or where either module is used more than once, a batch norm of images becomes
-    one product and one sum (``ScaleAndShift``); others stay. Raises ``UserError`` where the network
-    does not trace.
+    directly before, or where either module is used more than once, a batch norm becomes one product
+    and one sum (``ScaleAndShift``). Raises ``UserError`` where the network does not trace.
     """
     network = copy.deepcopy(model).eval()
     owners = {
@@ -84,20 +83,20 @@ def fold_batch_norm(
         parent, _, attribute = paths[norm].rpartition(".")
         setattr(network.get_submodule(parent), attribute, nn.Identity())
     for name, norm in list(network.named_modules()):
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and name:
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name:
             parent, _, attribute = name.rpartition(".")
             setattr(network.get_submodule(parent), attribute, ScaleAndShift(norm))
     return network
 
 
 class ScaleAndShift(nn.Module):
-    """What a batch norm of images computes in evaluation mode, its statistics multiplied out.
+    """What a batch norm computes in evaluation mode, its statistics multiplied out.
 
     Its parameters have the shape ``(1, channels, 1, 1)``. None is called weight: a call site is
     known by the weight of its convolution, and may compute this too.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
         scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
@@ -112,7 +111,10 @@ class ScaleAndShift(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        return maps * self.scale + self.shift
+        if maps.ndim == 4:
+            return maps * self.scale + self.shift
+        shape = (1, -1, *[1] * (maps.ndim - 2))
+        return maps * self.scale.reshape(shape) + self.shift.reshape(shape)
 
 
 def _tensor_names(module_name: str, module: nn.Module) -> list[str]:

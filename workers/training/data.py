@@ -6,7 +6,7 @@ drawn from the training images, stratified by class: the same seed gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,28 +58,29 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     )
 
 
-def _held_out(
-    labels: Sequence[int], shares: Sequence[float], seed: int, field: str
-) -> list[list[int]]:
-    """Indices of the rest and of each share (a fraction of all), disjoint, stratified, sorted."""
+def _held_out(labels: Sequence[int], shares: Mapping[str, float], seed: int) -> list[list[int]]:
+    """Indices of the rest and of each share (a fraction of all), disjoint, stratified, sorted.
+
+    ``shares``: setting -> fraction.
+    """
     from sklearn.model_selection import train_test_split
 
     rest = np.arange(len(labels))
     classes = np.asarray(labels)
     parts = []
-    try:
-        for share in shares:
-            count = round(share * len(labels))
+    for setting, share in shares.items():
+        count = round(share * len(labels))
+        try:
             rest, part = train_test_split(
                 rest, test_size=count, random_state=seed, stratify=classes[rest]
             )
-            parts.append(sorted(part.tolist()))
-    except ValueError as error:
-        raise UserError(
-            field,
-            f"the images cannot be split by class ({error})",
-            "add images or change the fraction",
-        ) from error
+        except ValueError as error:
+            raise UserError(
+                setting,
+                f"the images cannot be split by class ({error})",
+                "add images or change the fraction",
+            ) from error
+        parts.append(sorted(part.tolist()))
     return [sorted(rest.tolist()), *parts]
 
 
@@ -91,8 +92,11 @@ def _digits(config: DataConfig, seed: int) -> Splits:
     images = torch.from_numpy(source.images).float().unsqueeze(1) / 16
     images = _resized(images, config.image_size)
     labels = torch.from_numpy(source.target).long()
-    shares = (config.validation_fraction, config.test_fraction)
-    parts = _held_out(labels.tolist(), shares, seed, "data.validation_fraction")
+    shares = {
+        "data.validation_fraction": config.validation_fraction,
+        "data.test_fraction": config.test_fraction,
+    }
+    parts = _held_out(labels.tolist(), shares, seed)
     mean, std = float(images[parts[0]].mean()), float(images[parts[0]].std())
     images = (images - mean) / std
     train, validation, test = (TensorImages(images[part], labels[part]) for part in parts)
@@ -126,9 +130,8 @@ def _cifar10(config: DataConfig, seed: int) -> Splits:
             "put the extracted folder cifar-10-batches-py (python version) into it",
         ) from error
     mean, std = _CIFAR10
-    keep, held = _held_out(
-        training.targets, (config.validation_fraction,), seed, "data.validation_fraction"
-    )
+    shares = {"data.validation_fraction": config.validation_fraction}
+    keep, held = _held_out(training.targets, shares, seed)
 
     def images(dataset: CIFAR10, part: list[int] | slice) -> TensorImages:
         pixels = torch.from_numpy(dataset.data[part]).permute(0, 3, 1, 2).contiguous()
@@ -199,9 +202,8 @@ def _imagefolder(config: DataConfig, seed: int) -> Splits:
             "lay the images out in one folder for each of at least two classes",
         )
     missing = [split for split in fractions if split not in given]
-    keep, *held = _held_out(
-        whole.targets, [fractions[split] for split in missing], seed, "data.validation_fraction"
-    )
+    shares = {f"data.{split}_fraction": fractions[split] for split in missing}
+    keep, *held = _held_out(whole.targets, shares, seed)
     drawn = {split: Subset(whole, part) for split, part in zip(missing, held, strict=True)}
     splits: dict[str, Any] = {
         "train": Subset(whole, keep) if missing else whole,

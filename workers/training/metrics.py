@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -71,16 +71,12 @@ def logits_of(
 def evaluate(
     model: nn.Module,
     dataset: ImageSet,
-    metric: str = "top1",
+    metrics: Sequence[str],
     *,
-    batch_size: int = 256,
-    threads: int = 1,
-    device: str | None = None,
+    threads: int,
     yield_cores: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> float:
-    """The metric of the network on a whole data set, from 0 to 1. The model stays where it is."""
-    with computing(model, threads, device):
-        logits, labels = logits_of(
-            model, dataset, batch_size=batch_size, threads=threads, yield_cores=yield_cores
-        )
-    return accuracy_of_logits(logits, labels, metric)
+) -> list[float]:
+    """Each metric of the network on a whole data set, from 0 to 1. The model stays where it is."""
+    with computing(model, threads, None):
+        logits, labels = logits_of(model, dataset, threads=threads, yield_cores=yield_cores)
+    return [accuracy_of_logits(logits, labels, metric) for metric in metrics]

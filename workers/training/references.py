@@ -38,10 +38,16 @@ def resolve_reference(reference: str, field: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
+        package = module_name.split(".")[0]
+        is_missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(
+            error.name or "?"
+        )
         raise UserError(
             field,
             f"cannot import {module_name!r} of {reference!r} ({cause_of(error)})",
-            f"run from the folder that holds {module_name.split('.')[0]}, or install it",
+            f"run from the folder that holds {package}, or install it"
+            if is_missing
+            else f"correct {module_name}, or install what it imports",
         ) from error
     function: Callable[..., Any] | None = getattr(module, attribute, None)
     if function is None or not callable(function):

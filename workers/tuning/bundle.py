@@ -20,6 +20,8 @@ from workers.compiling.workload import Workload
 from workers.networks import Networks
 from workers.pruning.fold import FoldPairs, exported_program, fold_batch_norm, fold_pairs
 
+_MOST_KEPT = 64
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -36,7 +38,7 @@ class Bundle:
 
 
 class Bundles:
-    """Imports networks into TVM, each structure once."""
+    """Imports networks into TVM; the last ones that were asked for are kept."""
 
     def __init__(self, networks: Networks, target: Target) -> None:
         self._networks = networks
@@ -56,7 +58,9 @@ class Bundles:
         Raises ``UserError`` for a network that does not trace or has no exact table.
         """
         key = f"{structure.model_dump_json()}/{fraction}"
-        if key not in self._known:
+        if key in self._known:
+            self._known[key] = self._known.pop(key)  # the last one that was asked for
+        else:
             model = self._networks.of_structure(structure, fraction)
             program = self._program(model, fraction)
             if self._forms is None and fraction is None and not structure.widths:
@@ -64,6 +68,8 @@ class Bundles:
             relax = relax_network(program, self._target, self.forms())
             table = build_table(relax, self._target)
             self._known[key] = Bundle(relax, table.network, table.workloads)
+            if len(self._known) > _MOST_KEPT:
+                del self._known[next(iter(self._known))]
         return self._known[key]
 
     def forms(self) -> Forms:

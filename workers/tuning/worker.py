@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,58 +60,69 @@ class TuningWorker:
         self._device: Device = open_device(
             target, config.measure, Path(context.lock_dir), self._scratch
         )
-        self._cores = self._device.cores
-        self._builder = Builder(
-            self._device.tvm_target,
-            parallel=self._device.build_processes,
-            cores=self._cores,
-            lock_dir=Path(context.lock_dir),
-        )
-        compiled_for = target_of(self._device.tvm_target)
-        space = ScheduleSpace(compiled_for)
-        networks = Networks(config, ArtifactStore(context.artifacts))
-        bundles = Bundles(networks, compiled_for)
-        gauge = self._device.gauge
-        self._distant = None if distant is None else distant(self._device.tvm_target)
-        programs = self._programs(target)
-        cache_bytes = self._device.cache_bytes
-        self._trials = Trials(
-            programs,
-            gauge,
-            space,
-            table,
-            config.tune,
-            self._scratch,
-            lambda: bundles.dense.relax.weight_bytes > cache_bytes,
-        )
-        self._searchers = Searchers(
-            self._device.tvm_target,
-            self._device.build_processes,
-            self._cores,
-            Path(context.lock_dir),
-            self._scratch,
-        )
-        self._tuner = Tuner(
-            bundles,
-            space,
-            self._searchers,
-            self._trials,
-            gauge,
-            table,
-            config.tune,
-            config.seed,
-            self._working,
-            searches_meanwhile=target.device == "tracker",
-        )
-        self._screener = Screener(
-            bundles, space, self._tuner, self._trials, gauge, config.tune, self._working
-        )
-        self._libraries = NetworkLibraries(
-            bundles, self._tuner, self._builder, gauge, config, self._scratch
-        )
-        self._exporter = Exporter(
-            Path(context.run_dir), target, networks, bundles, self._tuner, self._libraries, gauge
-        )
+        with ExitStack() as failing:
+            failing.callback(self._device.close)
+            self._cores = self._device.cores
+            self._builder = Builder(
+                self._device.tvm_target,
+                parallel=self._device.build_processes,
+                cores=self._cores,
+                lock_dir=Path(context.lock_dir),
+            )
+            compiled_for = target_of(self._device.tvm_target)
+            space = ScheduleSpace(compiled_for)
+            networks = Networks(config, ArtifactStore(context.artifacts))
+            bundles = Bundles(networks, compiled_for)
+            gauge = self._device.gauge
+            self._distant = None if distant is None else distant(self._device.tvm_target)
+            programs = self._programs(target)
+            cache_bytes = self._device.cache_bytes
+            self._trials = Trials(
+                programs,
+                gauge,
+                space,
+                table,
+                config.tune,
+                self._scratch,
+                lambda: bundles.dense.relax.weight_bytes > cache_bytes,
+            )
+            self._searchers = Searchers(
+                self._device.tvm_target,
+                self._device.build_processes,
+                self._cores,
+                Path(context.lock_dir),
+                self._scratch,
+            )
+            self._tuner = Tuner(
+                bundles,
+                space,
+                self._searchers,
+                self._trials,
+                gauge,
+                table,
+                config.tune,
+                config.seed,
+                self._working,
+                searches_meanwhile=target.device == "tracker",
+            )
+            self._screener = Screener(
+                bundles, space, self._tuner, self._trials, gauge, config.tune, self._working
+            )
+            self._libraries = NetworkLibraries(
+                bundles, self._tuner, self._builder, gauge, config, self._scratch
+            )
+            self._exporter = Exporter(
+                Path(context.run_dir),
+                target,
+                networks,
+                bundles,
+                self._tuner,
+                self._libraries,
+                gauge,
+                threads=self._device.build_processes,
+                working=self._working,
+            )
+            failing.pop_all()
 
     def run(self, works: Sequence[Work]) -> list[Outcome]:
         """Carry out units of work: screenings together, others one after the other."""
