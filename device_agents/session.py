@@ -81,16 +81,12 @@ class DeviceInfo:
 class Session:
     """An open session. Close it: an open one keeps the device from everybody else."""
 
-    def __init__(
-        self, rpc: Any, key: str, address: tuple[str, int], lease_s: int, threads: int | None
-    ) -> None:
+    def __init__(self, rpc: Any, key: str, address: tuple[str, int], threads: int | None) -> None:
         """``key`` and ``address`` name the device if it does not tell who it is."""
         global _open_sessions
         _open_sessions += 1
         self.rpc = rpc
         """TVM's RPC session; None after ``close``."""
-        self.expires_at = time.monotonic() + lease_s
-        """When the device ends the session, in ``time.monotonic`` seconds."""
         self.address = address
         """Host and port of the device's server."""
         self._name = f"{key}@{address[0]}:{address[1]}"
@@ -227,7 +223,7 @@ def open_session(
                 ) from error
             time.sleep(_POLL_S)
             continue
-        session = Session(rpc, key, (address, device_port), lease_s, threads)
+        session = Session(rpc, key, (address, device_port), threads)
         try:
             session.check_threads()
         except BaseException:

@@ -119,11 +119,6 @@ class TableClient(_Client):
         """Replace a stored program by itself with its outputs checked."""
         self._call("record_check", program)
 
-    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
-        """Programs stored for each of these tasks."""
-        found: dict[str, int] = self._call("trial_counts", task_ids, device_model)
-        return found
-
     def samples(self, device_model: str, target: str) -> list[Sample]:
         """What the cost model begins with."""
         found: list[Sample] = self._call("samples", device_model, target)

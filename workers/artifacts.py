@@ -1,29 +1,21 @@
-"""Content-addressed files: weights, workloads, libraries.
+"""Content-addressed files: the weights of networks.
 
 An artefact's address is the sha256 of its bytes; its name is the address and a suffix. A file that
-has its name is complete: it was written under another one, flushed to the disk and renamed.
+has its name is complete.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-_BLOCK = 1 << 20
-
-
-class DiskFull(OSError):
-    """There is no room for an artefact."""
+from workers.whole_files import room, write_whole
 
 
 class ArtifactMissing(FileNotFoundError):
@@ -52,19 +44,7 @@ class ArtifactStore:
         """Store bytes; their address. Storing them again does nothing."""
         address = hashlib.sha256(data).hexdigest()
         if self._find(address) is None:
-            with _room(self.root):
-                self._write(data, address + suffix)
-        return address
-
-    def put_file(self, path: str | os.PathLike[str], suffix: str | None = None) -> str:
-        """Store a copy of a file, by default with the file's own suffix; its address."""
-        source = Path(path)
-        with source.open("rb") as file:
-            address = hashlib.file_digest(file, "sha256").hexdigest()
-        if self._find(address) is None:
-            name = address + (source.suffix if suffix is None else suffix)
-            with _room(self.root):
-                self._write(source, name)
+            self._write(data, address + suffix)
         return address
 
     def get_bytes(self, address: str) -> bytes:
@@ -81,15 +61,11 @@ class ArtifactStore:
             self._cache = Path(tempfile.mkdtemp(prefix="cprune-artifacts-"))
         local = self._cache / found.rsplit("/", 1)[-1]
         if not local.exists():
-            with _room(str(self._cache)):
+            with room(self._cache):
                 partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.part")
                 self._fs.get_file(found, str(partial))
                 os.replace(partial, local)
         return local
-
-    def exists(self, address: str) -> bool:
-        """Whether an artefact has this address."""
-        return self._find(address) is not None
 
     def _locate(self, address: str) -> str:
         found = self._find(address)
@@ -104,7 +80,7 @@ class ArtifactStore:
         # Listed and compared, not globbed: a folder's name may hold brackets.
         folder = self._folder(address)
         for name in self._names(folder):
-            if name.startswith(address) and not name.endswith(".part"):
+            if name.startswith(address):
                 return f"{folder}/{name}"
         return None
 
@@ -117,49 +93,11 @@ class ArtifactStore:
         except FileNotFoundError:
             return []
 
-    def _write(self, content: bytes | Path, name: str) -> None:
-        folder = self._folder(name)
-        self._fs.makedirs(folder, exist_ok=True)
-        final = f"{folder}/{name}"
-        if not self._is_local:
-            with self._fs.open(final, "wb") as target:
-                _copy(content, target)
+    def _write(self, content: bytes, name: str) -> None:
+        final = f"{self._folder(name)}/{name}"
+        if self._is_local:
+            write_whole(Path(final), content)
             return
-        partial = f"{final}.{uuid.uuid4().hex}.part"
-        try:
-            with open(partial, "wb") as target:
-                _copy(content, target)
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(partial, final)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-        directory = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _copy(content: bytes | Path, target: Any) -> None:
-    if isinstance(content, bytes):
-        target.write(content)
-        return
-    with content.open("rb") as source:
-        while block := source.read(_BLOCK):
-            target.write(block)
-
-
-@contextmanager
-def _room(place: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
-            error.errno,
-            f"the disk that holds {place} is full: free some space and run the same command again, "
-            "nothing recorded so far is lost",
-        ) from error
+        self._fs.makedirs(self._folder(name), exist_ok=True)
+        with self._fs.open(final, "wb") as target:
+            target.write(content)

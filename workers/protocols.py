@@ -26,10 +26,6 @@ class ProgramTable(Protocol):
         """Replace a stored program by itself with its outputs checked, or watched in a network."""
         ...
 
-    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
-        """Programs stored for each of these tasks, those that failed included."""
-        ...
-
     def samples(self, device_model: str, target: str) -> list[Sample]:
         """What the cost model begins with: programs of other tasks, the same at each call."""
         ...

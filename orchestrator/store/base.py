@@ -147,10 +147,6 @@ class Ledger(ABC):
         """The programs, of whatever task and device, that computed something else."""
 
     @abstractmethod
-    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
-        """Programs stored for each of these tasks on one device model."""
-
-    @abstractmethod
     def samples(self, device_model: str, target: str) -> list[Sample]:
         """What the cost model for this target on this device model begins with."""
 

@@ -104,12 +104,6 @@ class MemoryLedger(Ledger):
     def condemned(self) -> list[Program]:
         return [program for program in self._programs.values() if program.is_condemned]
 
-    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
-        found = self.programs(task_ids, device_model)
-        return {
-            task_id: sum(program.task_id == task_id for program in found) for task_id in task_ids
-        }
-
     def samples(self, device_model: str, target: str) -> list[Sample]:
         return list(self._samples.get((device_model, target), ()))
 

@@ -81,10 +81,6 @@ class SharingLedger(SqliteLedger):
         self._take_over(task_ids, device_model)
         return super().programs(task_ids, device_model)
 
-    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
-        self._take_over(task_ids, device_model)
-        return super().trial_counts(task_ids, device_model)
-
     def add_programs(self, programs: Sequence[Program]) -> None:
         super().add_programs(programs)
         self._give(programs)

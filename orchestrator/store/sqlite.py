@@ -241,15 +241,6 @@ class SqliteLedger(Ledger):
         with self._errors():
             return [Program.model_validate_json(row[0]) for row in rows]
 
-    def trial_counts(self, task_ids: list[str], device_model: str) -> dict[str, int]:
-        rows = self._among(
-            "SELECT task_id, count(*) FROM program "
-            "WHERE device_model = ? AND task_id IN ({}) GROUP BY task_id",
-            task_ids,
-            device_model,
-        )
-        return {**dict.fromkeys(task_ids, 0), **{row[0]: row[1] for row in rows}}
-
     def samples(self, device_model: str, target: str) -> list[Sample]:
         with self._errors():
             return sample_rows.noted(self._db, device_model, target)

@@ -151,7 +151,6 @@ class TestContract:
         ]
         assert len(ledger.programs(["task", "another"], "m")) == 3
         assert ledger.programs([], "m") == []
-        assert ledger.trial_counts(["task", "none"], "m") == {"task": 2, "none": 0}
 
     def test_programs_that_computed_something_else_are_found(self, ledger: Ledger) -> None:
         wrong = program(2).model_copy(

@@ -50,7 +50,6 @@ class TestTaking:
         first = open_run("first")
         first.add_programs([program(2), program(1), program(7, task_id="another")])
         second = open_run("second")
-        assert second.trial_counts(["task"], "m") == {"task": 2}
         assert known(second) == [2, 1]
         assert [item.batch for item in second.programs(["task"], "m")] == ["shared", "shared"]
         assert known(second, "task", "another") == [2, 1, 7]

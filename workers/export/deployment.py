@@ -24,11 +24,11 @@ from workers.measuring.occasions import compare_often, ratios_of, together
 from workers.networks import Networks
 from workers.training.images import batches
 from workers.training.metrics import evaluate
-from workers.training.weights import copy_whole
 from workers.tuning.bundle import Bundles
 from workers.tuning.libraries import NetworkLibraries
 from workers.tuning.stored import fastest
 from workers.tuning.tuner import Tuner
+from workers.whole_files import copy_whole
 
 LIBRARY = "model.so"
 TUNING = "tuning"

@@ -29,7 +29,8 @@ from workers.errors import cause_of
 from workers.pruning.fold import exported_program
 from workers.training.images import Preprocessing
 from workers.training.networks import example_input
-from workers.training.weights import save_weights, write_whole
+from workers.training.weights import save_weights
+from workers.whole_files import write_whole
 
 WEIGHTS, STRUCTURE, PROGRAM, ONNX = (
     "weights.safetensors",
@@ -38,23 +39,22 @@ WEIGHTS, STRUCTURE, PROGRAM, ONNX = (
     "model.onnx",
 )
 FORMAT = 1
+_LARGEST_DIFFERENCE = 1e-3  # of the largest logit, as for the compiled library
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
 class TorchExports:
-    """Names of the files in the export folder, and how far the ONNX network is from torch's.
+    """Names of the files in the export folder.
 
-    ``onnx`` is ``None`` where the network does not export to it; ``note`` says why, in one line.
-    ``onnx_max_abs_diff`` is the largest difference of a logit on random images; ``None`` where
-    onnxruntime is not installed.
+    ``onnx`` is ``None`` where the network does not export to it, or to one that computes something
+    else (looked at where onnxruntime is installed); ``note`` says why, in one line.
     """
 
     weights: str
     structure: str
     program: str
     onnx: str | None
-    onnx_max_abs_diff: float | None
     note: str = ""
 
 
@@ -96,13 +96,19 @@ def write_torch_exports(
     (folder / ONNX).unlink(missing_ok=True)
     try:
         onnx = _onnx_bytes(program)
-        difference = onnx_difference(onnx, program.module(), example)
+        difference = _onnx_difference(onnx, program.module(), example)
     # Whatever the exporter or the runtime raises: its file is the only one that can be left out.
     except Exception as error:
         note = f"no ONNX file: {config.name} does not export to ONNX ({_cause(error)})"
-        return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, None, None, note)
+        return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, None, note)
+    if difference is not None and not difference <= _LARGEST_DIFFERENCE:
+        note = (
+            f"no ONNX file: what {config.name} exports to computes something else: a logit differs "
+            f"by {difference:.2g} of the largest"
+        )
+        return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, None, note)
     write_whole(folder / ONNX, onnx)
-    return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, ONNX, difference)
+    return TorchExports(WEIGHTS, STRUCTURE, PROGRAM, ONNX)
 
 
 def _cause(error: BaseException) -> str:
@@ -142,10 +148,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def onnx_difference(onnx: bytes, model: nn.Module, example: Tensor) -> float | None:
-    """Largest difference of a logit between the ONNX network and torch's, on random images.
-
-    ``None`` where onnxruntime is not installed.
+def _onnx_difference(onnx: bytes, model: nn.Module, example: Tensor) -> float | None:
+    """Largest difference of a logit between the ONNX network and torch's, on random images, as a
+    share of the largest logit. ``None`` where onnxruntime is not installed.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
@@ -156,4 +161,4 @@ def onnx_difference(onnx: bytes, model: nn.Module, example: Tensor) -> float | N
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
         expected = model(images)
-    return float((torch.from_numpy(found) - expected).abs().max())
+    return float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())

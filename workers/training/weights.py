@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 
 from schemas.config import ModelConfig
 from workers.errors import UserError
+from workers.whole_files import write_whole
 
 _FIELD = "model.checkpoint"
 
@@ -54,34 +51,6 @@ def put_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The state dictionary in a safetensors file."""
     return safetensors.torch.load_file(path)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, syncs it, and gives it its name."""
-    with _whole_file(path) as file:
-        file.write(data)
-
-
-def copy_whole(source: Path, path: Path) -> None:
-    """Copies a file's content; the copy is there whole or not at all."""
-    with source.open("rb") as original, _whole_file(path) as file:
-        shutil.copyfileobj(original, file)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(model: nn.Module, config: ModelConfig) -> bool:
