@@ -46,6 +46,12 @@ class View:
         return self.prepared.groups_in(self.search.current.structure)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Group -> channels that it has in the current network."""
+        widths = self.search.current.structure.widths
+        return {group.group_id: widths.get(group.group_id, group.channels) for group in self.groups}
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
         """Residual blocks that the current network has and that may be taken out."""
         if "blocks" in self.config.without:

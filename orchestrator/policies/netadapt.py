@@ -43,8 +43,7 @@ class NetAdapt(Parallel):
         A group whose last cut was measured to save less is cut deeper; one that has no such width
         is left out.
         """
-        groups, current = view.prepared.groups, view.search.current
-        widths = {group.group_id: group.channels for group in groups} | current.structure.widths
+        groups, current, widths = view.groups, view.search.current, view.widths
         sites = Sites(view.programs, groups, widths, CallCosts(view.samples))
         candidates, passed_over = [], []
         for group in groups:

@@ -27,7 +27,7 @@ class Predictor(Parallel):
     def propose(self, view: View) -> Proposal:
         """The candidates with the largest predicted gains."""
         prune = view.config
-        groups, current = view.groups, view.search.current
+        groups = view.groups
         every = {
             "tasks_per_round": max(1, len(view.ranking)),
             "widths_per_task": max(DEPTHS, prune.widths_per_task),
@@ -37,8 +37,7 @@ class Predictor(Parallel):
             return found
         candidates = found.candidates
         model = LatencyModel(view.all_samples)
-        dense = {group.group_id: group.channels for group in groups}
-        widths = {**dense, **current.structure.widths}
+        widths = view.widths
         ranked = []
         poor = []
         for candidate in candidates:

@@ -20,7 +20,7 @@ from orchestrator.policies.judge import ACCURACY_GRAIN
 from orchestrator.policies.sites import Sites
 from orchestrator.states import Decision
 from orchestrator.widths import GroupWidths
-from schemas.network import Block, ChannelGroup, Structure
+from schemas.network import Block, ChannelGroup
 from schemas.work import Candidate
 
 NAME = "the whole network"
@@ -57,7 +57,7 @@ def whole_cuts(view: View) -> list[Candidate]:
     found, _ = open_groups(
         _cuttable(view), current.structure, view.programs, view.config, finer=lost
     )
-    widths = _widths(view, current.structure)
+    widths = view.widths
     sites = Sites(view.programs, groups, widths, CallCosts(view.samples), view.blocks)
     refused = _not_faster(view.search.decisions)
     found = [_without(group, refused) for group in found]
@@ -222,11 +222,3 @@ def _shares(view: View) -> tuple[float, ...]:
     if recovered and search.current.val_accuracy - search.floor >= ACCURACY_GRAIN:
         return (min(depth, _AFTER_RECOVERY),)
     return (math.sqrt(depth), math.sqrt(math.sqrt(depth)))
-
-
-def _widths(view: View, structure: Structure) -> dict[str, int]:
-    """Group -> channels that it has in the structure, of the groups of the current network."""
-    return {
-        group.group_id: structure.widths.get(group.group_id, group.channels)
-        for group in view.groups
-    }

@@ -281,8 +281,8 @@ def _steps(target: TargetSummary) -> str:
         + table(
             ["", "task", "widths", "*screened, ms", "*network, ms", "*validation", "reason"], rows
         )
-        + '<p class="muted">Screened: the sum of the programs, by transplant. Network: the whole '
-        f"compiled network on the device, taken in turns with its parent.{_predicted(target)}</p>"
+        + '<p class="muted">Screened: the sum of its programs. Network: the whole compiled '
+        f"network on the device, taken in turns with its parent.{_predicted(target)}</p>"
     )
 
 
