@@ -32,6 +32,7 @@ _RETRY_S = 0.5
 _SILENCE_S = 5.0
 _POLL_PENDING_S = 1.0
 _UNUSED_S = 4.0
+_ON_OFFER = "the device is on offer"
 
 
 class Registration:
@@ -46,7 +47,8 @@ class Registration:
         self, tracker: tuple[str, int], key: str, port: int, tell: Callable[[str], None]
     ) -> None:
         self._tracker, self._key, self._port = tracker, key, port
-        self._tell, self._told = tell, ""
+        self._tell = tell
+        self._told: set[str] = set()  # since it was last on offer
         self._addresses: list[tuple[socket.AddressFamily, tuple[Any, ...]]] = []
         self._attempts = 0
         self._sock: socket.socket | None = None
@@ -136,6 +138,7 @@ class Registration:
             del self._input[:4]
             self._expected.popleft()
             self._state = "up"
+            self._attempts -= 1  # should it be lost, this address is tried first
             info = {"key": f"server:{self._key}", "addr": [None, self._port]}
             self._send("info", pack_frame([UPDATE_INFO, info]))
             self._put_if_due()
@@ -150,7 +153,8 @@ class Registration:
             elif answer != SUCCESS:
                 raise ValueError(f"the tracker refused {kind}: {answer}")
             elif kind == "put":
-                self._say("the device is on offer")
+                self._told &= {_ON_OFFER}
+                self._say(_ON_OFFER)
 
     def _put_if_due(self) -> None:
         if self._state == "up" and self._free and self.matchkey is None:
@@ -200,12 +204,13 @@ class Registration:
             self._drop(now, "it takes nothing")
 
     def _say(self, what: str) -> None:
-        """Told once as long as nothing changes."""
-        if what != self._told:
-            self._told = what
+        """Told once as long as the tracker stays away, or stays there."""
+        if what not in self._told:
+            self._told.add(what)
             self._tell(f"key '{self._key}', tracker {self._tracker[0]}:{self._tracker[1]}: {what}")
 
     def _drop(self, now: float, why: str) -> None:
+        self._told.discard(_ON_OFFER)
         self._say(f"{why}; asked again until it answers")
         if self._sock:
             self._sock.close()

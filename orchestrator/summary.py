@@ -100,7 +100,8 @@ def _export_of(record: RunRecord, target: str) -> tuple[ExportWork, Exported] | 
 
 def has_gone_on(record: RunRecord, target: TargetRecord) -> bool:
     """Whether the search went on after its last export, which is then of an earlier network."""
-    return target.state != "done" and exported_of(record, target.target) is not None
+    found = _export_of(record, target.target)
+    return found is not None and target.final != found[0].final
 
 
 def work_of(record: RunRecord, target: TargetRecord) -> Iterator[WorkRecord]:

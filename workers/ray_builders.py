@@ -93,9 +93,12 @@ class RayBuilders:
         self._known: dict[str, _RayBuilder | None] = {}
         """By machine; None for one that cannot build for this one."""
         self._failed_starts: dict[str, int] = defaultdict(int)
+        self._is_closed = False
 
     def __call__(self) -> list[_RayBuilder]:
         """Those of the machines that are there now; machines that are new get one."""
+        if self._is_closed:
+            return []
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for name in [name for name in self._known if name not in nodes]:
             del self._known[name]
@@ -110,7 +113,8 @@ class RayBuilders:
         return [builder for builder in self._known.values() if builder is not None]
 
     def close(self) -> None:
-        """End all of them."""
+        """End all of them; there are none from then on."""
+        self._is_closed = True
         builders = [builder for builder in self._known.values() if builder is not None]
         self._known.clear()
         closing = [builder.actor.close.remote() for builder in builders]

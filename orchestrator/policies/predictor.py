@@ -10,6 +10,7 @@ from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.latency_model import LatencyModel, predicted_ms
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.screen import most_kept
+from schemas.work import Candidate
 
 DEPTHS = 8
 """Widths of each task that are looked at."""
@@ -21,7 +22,7 @@ class Predictor(Parallel):
 
     For each task, and for the whole network, those with the largest predicted gain for the share of
     channels taken: half as many as ``Parallel`` screens, and at least one. Where the model expects
-    too little of all, the one of which it expects most: whether it pays is measured.
+    too little of all, the best cut of the whole network: whether that pays is measured.
     """
 
     def propose(self, view: View) -> Proposal:
@@ -39,14 +40,14 @@ class Predictor(Parallel):
         model = LatencyModel(view.all_samples)
         widths = view.widths
         ranked = []
-        poor = []
+        poor: list[tuple[float, Candidate]] = []
         for candidate in candidates:
             cut = dict(zip(candidate.groups, candidate.widths_after, strict=True))
             told_ms = predicted_ms(model, view.programs, groups, widths, cut, view.blocks)
             gain = 1.0 - told_ms / view.programs.sum_ms if view.programs.sum_ms else 0.0
             known = view.with_expected_loss(candidate).model_copy(update={"predicted_ms": told_ms})
             if gain < 1.0 - most_kept(candidate, prune) and candidate.trained_from is None:
-                poor.append((gain, known))
+                poor += [] if candidate.task_id else [(gain, known)]
                 continue
             taken = sum(1.0 - width / widths[group] for group, width in cut.items())
             ranked.append((gain / max(taken, 1e-9), known))
@@ -56,6 +57,10 @@ class Predictor(Parallel):
         for task_id in ("", *tasks[: prune.tasks_per_round]):
             own = [candidate for _, candidate in ranked if candidate.task_id == task_id]
             chosen += own[: max(1, prune.widths_per_task // 2)]
+        passed_over = found.passed_over
         if poor and not chosen:
             chosen = [max(poor, key=lambda item: (item[0], item[1].candidate_id))[1]]
-        return Proposal(candidates=tuple(chosen), passed_over=found.passed_over)
+        elif candidates and not chosen:
+            told = f"the latency model expects too little of {len(candidates)} candidates"
+            passed_over = (*passed_over, told)
+        return Proposal(candidates=tuple(chosen), passed_over=passed_over)

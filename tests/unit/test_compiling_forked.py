@@ -148,7 +148,7 @@ def test_a_process_that_cannot_be_started_costs_its_own_result_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    fork, times = os.fork, iter([False, True, False])
+    fork, times = os.fork, iter([True, False, False])
 
     def sometimes() -> int:
         if next(times):
@@ -158,9 +158,24 @@ def test_a_process_that_cannot_be_started_costs_its_own_result_alone(
     monkeypatch.setattr(os, "fork", sometimes)
     pipes = len(os.listdir("/proc/self/fd"))
     found = run(number(1), number(2), number(3))
-    assert [result.get("value") for result in found] == [1, None, 3]
-    assert "temporarily unavailable" in found[1]["error"] and found[1]["unfinished"] == "machine"
+    assert [result.get("value") for result in found] == [None, 2, 3]
+    assert "temporarily unavailable" in found[0]["error"] and found[0]["unfinished"] == "machine"
     assert len(os.listdir("/proc/self/fd")) == pipes and list(tmp_path.iterdir()) == []
+
+
+def test_where_no_process_can_be_started_jobs_wait_for_those_that_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, times = os.fork, iter([False, True, True, False, False])
+
+    def sometimes() -> int:
+        if next(times):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", sometimes)
+    found = run(number(1, 0.3), number(2), number(3), parallel=2)
+    assert [result.get("value") for result in found] == [1, 2, 3]
 
 
 def test_a_result_that_is_no_json_is_the_jobs_failure() -> None:

@@ -70,42 +70,76 @@ def test_it_says_when_the_device_is_on_offer(tracker: FakeTracker) -> None:
     assert registration.matchkey is not None and tracker.told
 
 
-def test_it_says_once_why_the_tracker_cannot_be_reached() -> None:
+def silent_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    lines: list[str] = []
-    registration = Registration(("127.0.0.1", port), "pi5", 9091, lines.append)
-    registration.offer()
-    until(registration, lines, "refused")
+        return int(free.getsockname()[1])
+
+
+def addresses(*ports: int) -> list[Any]:
+    return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for port in ports]
+
+
+def try_again(registration: Registration) -> None:
+    """One more attempt, to its end."""
     registration._retry_at = 0.0
     registration.tick()
-    assert len(lines) == 1 and "asked again until it answers" in lines[0]
+    while (fd := registration.fileno()) is not None and registration._state != "up":
+        poll = select.poll()
+        poll.register(fd, registration.events())
+        assert poll.poll(5000), "neither an answer nor a refusal"
+        registration.handle()
+
+
+def test_it_says_once_why_the_tracker_cannot_be_reached() -> None:
+    lines: list[str] = []
+    registration = Registration(("127.0.0.1", silent_port()), "pi5", 9091, lines.append)
+    registration.offer()
+    for _ in range(4):
+        try_again(registration)
+        assert registration.fileno() is None
+    assert len(lines) == 1 and "refused; asked again until it answers" in lines[0]
+
+
+def test_reasons_that_take_turns_are_told_once_each_until_it_answers(
+    tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = addresses(silent_port())
+    unreachable = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("255.255.255.255", 9))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [unreachable, *found])
+    lines: list[str] = []
+    registration = Registration(("board.local", 9), "pi5", 9091, lines.append)
+    registration.offer()
+    for _ in range(6):
+        try_again(registration)
+    assert len(lines) == 2 and lines[0] != lines[1]
+    found[:] = addresses(tracker.port)
+    until(registration, lines, "the device is on offer")
+    tracker.listener.close()
+    registration._drop(0.0, "it closed the connection")
+    for _ in range(6):
+        try_again(registration)
+    assert len(lines) > 4, "a tracker that went away is told anew"
 
 
 def test_all_addresses_of_the_trackers_name_are_tried(
     tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        silent = free.getsockname()[1]
-    found = [
-        (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
-        for port in (silent, tracker.port)
-    ]
+    found = addresses(silent_port(), tracker.port)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     lines: list[str] = []
     registration = Registration(("localhost", tracker.port), "pi5", 9091, lines.append)
     registration.offer()
     until(registration, lines, "the device is on offer")
+    assert registration._next_address()[1] == ("127.0.0.1", tracker.port), "it answered last"
 
 
 def test_a_name_is_not_looked_up_during_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        silent = free.getsockname()[1]
+    silent = silent_port()
     lookups: list[str] = []
 
     def found(host: str, port: int, **_: Any) -> list[Any]:
         lookups.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", silent))]
+        return addresses(silent)
 
     monkeypatch.setattr(socket, "getaddrinfo", found)
     registration = Registration(("board.local", 9190), "pi5", 9091, lambda _: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import fake_views
 import fake_world
 import numpy as np
 import pytest
@@ -174,17 +175,17 @@ def test_the_predictor_looks_at_other_tasks_where_it_expects_nothing_of_the_slow
     assert len(cut) == 1 and "flat" not in cut
 
 
-def test_where_the_predictor_expects_nothing_of_all_the_device_decides(
+def test_where_the_predictor_expects_nothing_the_best_cut_of_the_whole_is_measured_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def told_ms(model: object, tuned: Tuned, *_: object) -> float:
         return tuned.sum_ms
 
     monkeypatch.setattr(predictor, "predicted_ms", told_ms)
-    _, states = search("predictor")
-    screened = [state for state in states if isinstance(state, Screening)]
-    assert screened and all(len(state.candidates) == 1 for state in screened)
-    assert isinstance(states[-1], Done) and states[-1].search.accepted > 0
+    (candidate,) = predictor.Predictor().propose(fake_views.view(per_round=1)).candidates
+    assert candidate.task_id == ""
+    without = predictor.Predictor().propose(fake_views.view(losses={}))
+    assert not without.candidates and "expects too little" in without.passed_over[-1]
 
 
 def test_a_run_tells_how_good_its_predictions_were() -> None:

@@ -37,11 +37,13 @@ def test_a_folder_is_there_until_it_is_removed(temporary: Path) -> None:
 def test_what_a_killed_owner_left_is_removed_by_the_next(temporary: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as one:
         assert one.stdout is not None
-        left = Path(one.stdout.readline().strip())
-        (left / "program.so").touch()
-        beside = OwnedFolder("cprune-test-")
-        assert left.is_dir(), "its owner lives"
-        os.kill(one.pid, signal.SIGKILL)
+        try:
+            left = Path(one.stdout.readline().strip())
+            (left / "program.so").touch()
+            beside = OwnedFolder("cprune-test-")
+            assert left.is_dir(), "its owner lives"
+        finally:
+            os.kill(one.pid, signal.SIGKILL)
     after = OwnedFolder("cprune-test-")
     assert not left.exists() and beside.path.is_dir() and after.path.is_dir()
     beside.remove()

@@ -70,6 +70,9 @@ def run_forked(
                 try:
                     child = _fork(position, job, working, folder)
                 except OSError as error:  # no process, no folder, no pipe
+                    if running:  # what these take they give back
+                        waiting.insert(0, (position, job))
+                        break
                     told = f"{type(error).__name__}: {error}"
                     results[position] = {"error": told, "unfinished": "machine"}
                     continue
@@ -108,12 +111,13 @@ def _fork(
     sys.stderr.flush()
     parent = os.getpid()
     folder = tempfile.mkdtemp(prefix="job-", dir=parent_folder)
-    reader, writer = os.pipe()
+    pipe: tuple[int, ...] = ()
     try:
+        reader, writer = pipe = os.pipe()
         pid = os.fork()
     except OSError:
-        os.close(reader)
-        os.close(writer)
+        for end in pipe:
+            os.close(end)
         os.rmdir(folder)
         raise
     if pid == 0:

@@ -39,8 +39,8 @@ def resolve_reference(reference: str, field: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:
         package = module_name.split(".")[0]
-        is_missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(
-            error.name or "?"
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
         )
         raise UserError(
             field,

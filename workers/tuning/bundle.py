@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,33 +45,42 @@ class Bundles:
         self._networks = networks
         self._target = target
         self._known: dict[str, Bundle] = {}
+        self._dense: Bundle | None = None
+        self._lock = threading.RLock()  # programs are measured in a thread of their own
         self._pairs: dict[float | None, FoldPairs] = {}
         self._forms: Forms | None = None
 
     @property
     def dense(self) -> Bundle:
         """The network as it was before any pruning."""
-        return self.of_structure(Structure())
+        if self._dense is None:
+            with self._lock:
+                self._dense = self._dense or self._imported(Structure(), None)
+        return self._dense
 
     def of_structure(self, structure: Structure, fraction: float | None = None) -> Bundle:
         """The bundle of a structure (or of the uniform network of ``fraction``).
 
         Raises ``UserError`` for a network that does not trace or has no exact table.
         """
+        if structure == Structure() and fraction is None:
+            return self.dense
         key = f"{structure.model_dump_json()}/{fraction}"
-        if key in self._known:
-            self._known[key] = self._known.pop(key)  # the last one that was asked for
-        else:
-            model = self._networks.of_structure(structure, fraction)
-            program = self._program(model, fraction)
-            if self._forms is None and fraction is None and not structure.widths:
-                self._forms = self._forms_of(program)
-            relax = relax_network(program, self._target, self.forms())
-            table = build_table(relax, self._target)
-            self._known[key] = Bundle(relax, table.network, table.workloads)
+        with self._lock:
+            found = self._known.pop(key, None) or self._imported(structure, fraction)
+            self._known[key] = found  # the last one that was asked for
             if len(self._known) > _MOST_KEPT:
                 del self._known[next(iter(self._known))]
-        return self._known[key]
+            return found
+
+    def _imported(self, structure: Structure, fraction: float | None) -> Bundle:
+        model = self._networks.of_structure(structure, fraction)
+        program = self._program(model, fraction)
+        if self._forms is None and fraction is None and not structure.widths:
+            self._forms = self._forms_of(program)
+        relax = relax_network(program, self._target, self.forms())
+        table = build_table(relax, self._target)
+        return Bundle(relax, table.network, table.workloads)
 
     def forms(self) -> Forms:
         """How the dense network's convolutions are computed. Narrower ones keep the form, so that

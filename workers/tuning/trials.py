@@ -123,6 +123,7 @@ class Trials:
         self._scratch = scratch
         self._times_cold = times_cold
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="builds")
+        self._is_closed = False
         self._untuned: dict[str, Library] = {}
         self._serial = 0
         self._serial_lock = threading.Lock()
@@ -144,7 +145,7 @@ class Trials:
         def build() -> list[Library]:
             built = self._builder.build(jobs, self._config.build_timeout_s)
             lacking = [n for n, library in enumerate(built) if library.unfinished == "machine"]
-            if lacking:  # no fault of theirs, unless it happens again
+            if lacking and not self._is_closed:  # no fault of theirs, unless it happens again
                 again = [jobs[n] for n in lacking]
                 rebuilt = self._builder.build(again, self._config.build_timeout_s)
                 for n, library in zip(lacking, rebuilt, strict=True):
@@ -230,6 +231,7 @@ class Trials:
 
     def close(self) -> None:
         """Start no more builds; the one in flight ends with the builder."""
+        self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _built_wholes(self, texts: Sequence[str]) -> list[Library]:
