@@ -19,6 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+CORES_WAIT_S = 600.0
+"""How long whoever works or measures for a run waits for the cores."""
+
 _POLL_S = 0.002
 
 

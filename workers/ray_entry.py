@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
 _WORK: TypeAdapter[Work] = TypeAdapter(Work)
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
-_CORES_WAIT_S = 600.0
 
 
 def run_training(work_json: str, context_json: str) -> list[str]:
     """Carry out a unit of training work; its outcome as JSON. Body of the Ray task."""
-    from device_agents.host_cores import HostCores, lock_dir
+    from device_agents.host_cores import CORES_WAIT_S, HostCores, lock_dir
     from workers.jobs import TrainingJobs
 
     context = RunContext.model_validate_json(context_json)
@@ -41,7 +40,7 @@ def run_training(work_json: str, context_json: str) -> list[str]:
     jobs = TrainingJobs(
         _networks(context_json),
         threads=_threads(),
-        yield_cores=lambda: cores.working(_CORES_WAIT_S),
+        yield_cores=lambda: cores.working(CORES_WAIT_S),
         progress=_progress(Path(context.run_dir), work),
     )
     return [_OUTCOME.dump_json(jobs.run(work)).decode()]

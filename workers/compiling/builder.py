@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from device_agents.host_cores import HostCores
+from device_agents.host_cores import CORES_WAIT_S, HostCores
 from device_agents.processes import ProcessDied, ProcessTimeout, WarmProcess
 
 Unfinished = Literal["time", "machine"]
@@ -69,7 +69,7 @@ class Builder:
         if not jobs:
             return []
         items = [{"module": job.module, "path": str(job.path), "form": job.form} for job in jobs]
-        limit_s = _GRACE_S + 600.0 + (timeout_s + 1) * len(jobs)
+        limit_s = _GRACE_S + CORES_WAIT_S + (timeout_s + 1) * len(jobs)
         payload = {"items": items, "folder": str(jobs[0].path.parent)}
         answers = self._call("programs", payload, timeout_s, limit_s, len(jobs))
         return [_library(job.path, answer) for job, answer in zip(jobs, answers, strict=True)]
@@ -93,7 +93,8 @@ class Builder:
                 "path": str(path),
                 "folder": str(path.parent),
             }
-            answer = self._call("network", payload, timeout_s, _GRACE_S + 600.0 + timeout_s, 1)[0]
+            limit_s = _GRACE_S + CORES_WAIT_S + timeout_s
+            answer = self._call("network", payload, timeout_s, limit_s, 1)[0]
         finally:
             stored.unlink(missing_ok=True)
         return _library(path, answer)

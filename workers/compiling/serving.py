@@ -9,11 +9,11 @@ from typing import Any
 
 from tvm.target import Target
 
-from device_agents.host_cores import HostCores
+from device_agents.host_cores import CORES_WAIT_S, HostCores
 from workers.compiling.forked import run_forked
 from workers.compiling.intrinsics import load_intrinsics
 
-_WAIT_S = 600.0
+_GRACE_S = 10.0  # a child says itself that it waited in vain
 
 
 def run_requested(
@@ -29,7 +29,7 @@ def run_requested(
     return run_forked(
         jobs,
         timeout_s=request["timeout_s"],
-        wait_s=_WAIT_S,
+        wait_s=CORES_WAIT_S + _GRACE_S,
         parallel=request["parallel"],
         working=_working(request["cores"]),
         folder=Path(request["folder"]),
@@ -40,4 +40,4 @@ def _working(cores: list[str] | None) -> Callable[[], AbstractContextManager[Non
     if cores is None:
         return nullcontext
     lock_dir, name = cores
-    return lambda: HostCores(Path(lock_dir), name).working(_WAIT_S)
+    return lambda: HostCores(Path(lock_dir), name).working(CORES_WAIT_S)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from device_agents.health import answers
-from device_agents.host_cores import HostCores
+from device_agents.host_cores import CORES_WAIT_S, HostCores
 from device_agents.local import DeviceLost
 from device_agents.processes import ProcessDied, ProcessTimeout, RemoteFailure, WarmProcess
 from schemas.config import MeasureConfig
@@ -32,7 +32,6 @@ from workers.measuring.gauge import (
 )
 from workers.measuring.stretches import one_by_one
 
-_CORES_WAIT_S = 600.0
 _PROBE_S = 3.0
 _ATTEMPTS = 3
 _RAISED_THERE = "RPCError"
@@ -231,7 +230,7 @@ class DeviceGauge:
         if self._cores is None or self._is_alone:
             yield
             return
-        with self._cores.measuring(_CORES_WAIT_S):
+        with self._cores.measuring(CORES_WAIT_S):
             self._is_alone = True
             try:
                 yield

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from device_agents.host_cores import HostCores
+from device_agents.host_cores import CORES_WAIT_S, HostCores
 from device_agents.processes import ProcessError, WarmProcess
 from schemas.base import Schema
 from workers.errors import LimitReached
@@ -18,7 +18,7 @@ from workers.tuning.search_jobs import Features, FeaturesJob, FoundProgram, Sear
 _CORES_PER_ROUND = 4
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
 _JOB_S = 600.0
-_WAIT_S = 630.0
+_WAIT_S = CORES_WAIT_S + 30.0
 _TRACES_PER_JOB = 16
 
 

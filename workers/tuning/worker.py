@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+from device_agents.host_cores import CORES_WAIT_S
 from schemas.target import TargetConfig
 from schemas.work import CompareWork, ExportWork, Outcome, ScreenWork, Tuned, TuneWork, Work
 from workers.artifacts import ArtifactStore
@@ -32,8 +33,6 @@ from workers.tuning.search import target_of
 from workers.tuning.searchers import Searchers
 from workers.tuning.trials import Trials
 from workers.tuning.tuner import Tuner
-
-_CORES_WAIT_S = 600.0
 
 
 class TuningWorker:
@@ -166,4 +165,4 @@ class TuningWorker:
         return FanOut(self._builder, self._device.build_processes, self._distant)
 
     def _working(self) -> AbstractContextManager[None]:
-        return self._cores.working(_CORES_WAIT_S) if self._cores else nullcontext()
+        return self._cores.working(CORES_WAIT_S) if self._cores else nullcontext()
