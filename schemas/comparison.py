@@ -99,7 +99,7 @@ class MethodTable(Schema):
     speedup_over_dense: float | None = Field(description="Of our network.")
     speedup_bound: Bound | None = Field(description="lower where a limit ended ours.")
     best_baseline: str | None = Field(
-        description="The fastest method of best_of that met the floor."
+        description="Of the methods of best_of that met the floor, the one nearest to ours."
     )
     best_of: list[str] = Field(description="The other methods that have a row, ablations apart.")
     best_baseline_ratio: float | None = Field(description="Its latency / ours.")

@@ -259,6 +259,25 @@ def test_rows_are_measured_beside_the_dense_network_where_there_is_a_device(whol
     assert "QUICK" in render([table])
 
 
+def test_the_best_other_method_is_the_one_that_comes_nearest_to_ours_in_turns_with_it(
+    whole: Whole,
+) -> None:
+    world, _ = whole
+    records = {method: world.record(method) for method in ("dense", OURS, "uniform-l1", "fpgm")}
+    finals = Finals(
+        key="k",
+        beside_dense={
+            OURS: pairs(10.0, 5.0),
+            "uniform-l1": pairs(10.0, 7.0),
+            "fpgm": pairs(10.0, 8.0),
+        },
+        beside_ours={"uniform-l1": pairs(5.0, 9.0), "fpgm": pairs(5.0, 8.0)},
+    )
+    table = table_of(records, "host", finals, is_quick=True)
+    assert table.best_baseline == "fpgm"
+    assert table.best_baseline_ratio == pytest.approx(1.6)
+
+
 def test_where_the_original_stood_after_a_time_counts_what_had_ended_by_then(whole: Whole) -> None:
     record = whole[0].record("cprune-original")
     never, at_the_end = at_time(record, "host", -1.0), at_time(record, "host", 1e9)
