@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from schemas.record import RunRecord
 from schemas.summary import Summary
+from workers.whole_files import write_whole
 
 PAGE = Path("report", "index.html")
 """Of a run, below its folder."""
@@ -40,15 +40,4 @@ def summary_text(summary: Summary) -> str:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a file as a whole: a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
