@@ -113,7 +113,7 @@ class _Run:
         self._report = report
         self._signals = signals
         self._events = EventFile(folder, ledger.events())
-        info = ledger.start(uuid.uuid4().hex, config, config_guard.digest(config), versions())
+        info = ledger.start(uuid.uuid4().hex, config, versions())
         self._began_s = time.monotonic() - info.wall_s
         self._standings: dict[str, Standing] = {}
         self._kept_s = info.wall_s

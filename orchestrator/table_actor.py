@@ -147,10 +147,8 @@ class LedgerClient(TableClient, Ledger):
         """What workers are given."""
         return TableClient(self._actor, self._timeout_s)
 
-    def start(
-        self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
-    ) -> RunInfo:
-        return _as(RunInfo, self._call("start", start_id, config, digest, versions))
+    def start(self, start_id: str, config: RunConfig, versions: dict[str, str]) -> RunInfo:
+        return _as(RunInfo, self._call("start", start_id, config, versions))
 
     def info(self) -> RunInfo | None:
         found = self._call("info")

@@ -35,9 +35,13 @@ class ChannelGroup(Schema):
 
 
 class Block(Schema):
-    """A part of the network that adds to its input; taken out, its input goes on unchanged."""
+    """A part of the network that may be taken out: its input goes on unchanged.
 
-    block_id: str = Field(description="Module name.")
+    A residual block, which adds to its input, or a plain layer: a convolution of a chain with its
+    normalisation and activation, of whose input and output the shapes are the same.
+    """
+
+    block_id: str = Field(description="Module name; of a plain layer that of its convolution.")
     groups: tuple[str, ...] = Field(
         min_length=1,
         description="Prunable channel groups that are computed inside it alone. None has channels "
@@ -46,6 +50,19 @@ class Block(Schema):
     layers: tuple[str, ...] = Field(
         description="Module names of its convolutions and linear layers."
     )
+    modules: tuple[str, ...] = Field(
+        default=(), description="Modules that go, where it is not the one of its own name."
+    )
+    source: str = Field(
+        default="",
+        description="Of a plain layer: the group that it reads, whose channels are read in place "
+        "of its own once it is gone.",
+    )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the modules that go."""
+        return self.modules or (self.block_id,)
 
 
 class Sensitivity(Schema):

@@ -36,7 +36,7 @@ class Task(Schema):
     task_id: str = Field(description="sha256 of canonical text, shapes and target.")
     name: str
     kind: TaskKind
-    workload: str = Field(description="Artefact address of the workload (TVM JSON).")
+    workload: str = Field(description="sha256 of the workload (TVM JSON).")
     macs: int = Field(ge=0)
 
 

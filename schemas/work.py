@@ -7,6 +7,7 @@ run is started again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -172,7 +173,8 @@ class Prepared(Schema):
     dense: Trained
     groups: tuple[ChannelGroup, ...]
     blocks: tuple[Block, ...] = Field(
-        default=(), description="Residual blocks, for the policies that take them out."
+        default=(),
+        description="Residual blocks and plain layers, for the policies that take them out.",
     )
     ladder: tuple[Structure, ...] = Field(
         default=(),
@@ -185,21 +187,26 @@ class Prepared(Schema):
 
     def groups_in(self, structure: Structure) -> tuple[ChannelGroup, ...]:
         """The groups that a network of this structure has, without the layers of the blocks that
-        were taken out."""
-        gone = structure.gone
-        absent = {
-            layer
-            for block in self.blocks
-            if gone.intersection(block.groups)
-            for layer in block.layers
-        }
-        if not absent:
+        were taken out. What read a plain layer reads what that did."""
+        gone = [block for block in self.blocks if structure.gone.intersection(block.groups)]
+        if not gone:
             return self.groups
+        absent = {layer for block in gone for layer in block.layers}
+        plain = {block.block_id for block in gone if block.source}
+        readers = {group.group_id: group.consumers for group in self.groups}
+
+        def reading(consumers: tuple[str, ...]) -> Iterator[str]:
+            for name in consumers:
+                if name in plain:
+                    yield from reading(readers[name])
+                elif name not in absent:
+                    yield name
+
         left = (
             group.model_copy(
                 update={
                     "producers": tuple(n for n in group.producers if n not in absent),
-                    "consumers": tuple(n for n in group.consumers if n not in absent),
+                    "consumers": tuple(dict.fromkeys(reading(group.consumers))),
                 }
             )
             for group in self.groups
@@ -207,9 +214,20 @@ class Prepared(Schema):
         return tuple(group for group in left if group.producers)
 
     def blocks_in(self, structure: Structure) -> tuple[Block, ...]:
-        """The blocks that a network of this structure has."""
+        """The blocks that a network of this structure has, with the sources they have there."""
+        gone = structure.gone
+        sources = {block.block_id: block.source for block in self.blocks if block.source}
+
+        def source_of(block: Block) -> str:
+            source = block.source
+            while source in gone and source in sources:
+                source = sources[source]
+            return source
+
         return tuple(
-            block for block in self.blocks if not structure.gone.intersection(block.groups)
+            block.model_copy(update={"source": source_of(block)})
+            for block in self.blocks
+            if not gone.intersection(block.groups)
         )
 
 

@@ -11,6 +11,7 @@ from schemas.network import Block, ChannelGroup, NetworkInfo, Structure, Trained
 from workers.artifacts import ArtifactStore
 from workers.pruning.blocks import residual_blocks
 from workers.pruning.groups import channel_groups, check_patterns
+from workers.pruning.plain_layers import plain_blocks
 from workers.pruning.surgery import materialise, network_info
 from workers.training.data import load_splits
 from workers.training.distillation import Teacher
@@ -54,8 +55,10 @@ class Networks:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Residual blocks of the dense network that may be taken out."""
-        return residual_blocks(self.dense(), self.image, self.groups, self.config.prune)
+        """Residual blocks and plain layers of the dense network that may be taken out."""
+        dense, prune = self.dense(), self.config.prune
+        residual = residual_blocks(dense, self.image, self.groups, prune)
+        return residual + plain_blocks(dense, self.image, self.groups, residual, prune)
 
     def dense(self, fraction: float = 1.0) -> nn.Module:
         """The dense network, or the one of a fraction of its widths, with fresh weights."""

@@ -157,6 +157,19 @@ def kept(
     return sum(left) / sum(channels) if channels else 1.0
 
 
+def as_read(
+    shares: Mapping[str, float], widths: Mapping[str, int], blocks: Sequence[Block]
+) -> dict[str, float]:
+    """``shares`` as what reads the groups sees them: where a plain layer is gone, in the place of
+    its channels those that it read. ``blocks`` are in the order of the network."""
+    seen = dict(shares)
+    for block in blocks:
+        group = block.groups[0]
+        if block.source and shares.get(group) == 0.0:
+            seen[group] = seen.get(block.source, 1.0) * widths[block.source] / widths[group]
+    return seen
+
+
 def predicted_ms(
     model: LatencyModel,
     programs: Tuned,
@@ -176,7 +189,8 @@ def predicted_ms(
     computed = {module for group in cut_groups for module in group.producers}
     read = {module for group in cut_groups for module in group.consumers}
     outputs = {m: kept(shares, widths, [g for g in groups if m in g.producers]) for m in computed}
-    inputs = {m: kept(shares, widths, [g for g in groups if m in g.consumers]) for m in read}
+    seen = as_read(shares, widths, blocks)
+    inputs = {m: kept(seen, widths, [g for g in groups if m in g.consumers]) for m in read}
     out = (block for block in blocks if all(cut.get(group) == 0 for group in block.groups))
     gone = {layer for block in out for layer in block.layers}
     shapes = shapes_of(programs.table)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.policies.call_costs import CallCosts
-from orchestrator.policies.latency_model import Shape, kept, shapes_of
+from orchestrator.policies.latency_model import Shape, as_read, kept, shapes_of
 from schemas.network import Block, ChannelGroup
 from schemas.work import Tuned
 
@@ -22,10 +22,17 @@ class _Site:
     reads: tuple[ChannelGroup, ...]
     block: tuple[str, ...]
 
-    def ms(self, costs: CallCosts, widths: Mapping[str, int], shares: Mapping[str, float]) -> float:
+    def ms(
+        self,
+        costs: CallCosts,
+        widths: Mapping[str, int],
+        shares: Mapping[str, float],
+        seen: Mapping[str, float],
+    ) -> float:
+        """``seen``: the shares as what reads the groups sees them."""
         if self.block and all(shares.get(group) == 0.0 for group in self.block):
             return 0.0
-        outputs, inputs = (kept(shares, widths, found) for found in (self.computes, self.reads))
+        outputs, inputs = kept(shares, widths, self.computes), kept(seen, widths, self.reads)
         return self.cost_ms * costs.ratio(self.shape, outputs, inputs)
 
 
@@ -51,6 +58,7 @@ class Sites:
         measured = {entry.task_id: entry.cost_ms for entry in programs.latencies}
         self._costs = costs
         self._widths = widths
+        self._blocks = blocks
         self._all: list[_Site] = []
         self._of: dict[str, set[int]] = {group.group_id: set() for group in groups}
         for subgraph in programs.table.subgraphs:
@@ -65,12 +73,19 @@ class Sites:
             for name in (*(g.group_id for g in (*site.computes, *site.reads)), *site.block):
                 self._of[name].add(len(self._all))
             self._all.append(site)
+        for block in reversed(blocks):
+            if block.source:  # what reads the layer reads what it read, once it is gone
+                self._of[block.source] |= self._of[block.groups[0]]
 
     def total_ms(self, shares: Mapping[str, float]) -> float:
         """All calls."""
-        return sum(site.ms(self._costs, self._widths, shares) for site in self._all)
+        return self._sum(self._all, shares)
 
     def of_ms(self, groups: Iterable[str], shares: Mapping[str, float]) -> float:
         """The calls that compute or read these groups' channels, or are in their blocks."""
         found = sorted(set[int]().union(*(self._of[group] for group in groups)))
-        return sum(self._all[site].ms(self._costs, self._widths, shares) for site in found)
+        return self._sum((self._all[site] for site in found), shares)
+
+    def _sum(self, sites: Iterable[_Site], shares: Mapping[str, float]) -> float:
+        seen = as_read(shares, self._widths, self._blocks)
+        return sum(site.ms(self._costs, self._widths, shares, seen) for site in sites)

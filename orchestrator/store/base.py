@@ -47,7 +47,6 @@ class RunInfo(Schema):
     """What is known of the run as a whole."""
 
     config: RunConfig
-    digest: str
     versions: dict[str, str]
     started: int
     wall_s: float
@@ -77,9 +76,7 @@ class Ledger(ABC):
     """A run's record. See the module's text for what holds for every method."""
 
     @abstractmethod
-    def start(
-        self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
-    ) -> RunInfo:
+    def start(self, start_id: str, config: RunConfig, versions: dict[str, str]) -> RunInfo:
         """Note that the run was started, once for each ``start_id``; keep the configuration."""
 
     @abstractmethod

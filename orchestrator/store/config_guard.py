@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from orchestrator.states import AnyState, Done
 from orchestrator.store.base import Ledger
 from orchestrator.store.reader import search_of
-from schemas.base import Schema, content_key
+from schemas.base import Schema
 from schemas.config import RunConfig
 
 # What does not change the result of a unit of work, so that those done and those to come agree:
@@ -43,12 +43,6 @@ class Change(Schema):
     field: str
     old: Any
     new: Any
-
-
-def digest(config: RunConfig) -> str:
-    """The key of everything that may not change."""
-    leaves = _leaves("", config.model_dump(mode="json"))
-    return content_key([leaf for leaf in leaves if not is_changeable(leaf[0])])
 
 
 def is_changeable(field: str) -> bool:
@@ -113,17 +107,6 @@ def _is_decided(state: AnyState) -> bool:
 
 def _matches(field: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(field, pattern) for pattern in patterns)
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(_below(path, name), inner)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _leaves(f"{path}[{index}]", inner)
-    else:
-        yield path, value
 
 
 def _compare(path: str, old: Any, new: Any, found: list[Change]) -> None:

@@ -24,14 +24,11 @@ class MemoryLedger(Ledger):
         self._programs: dict[tuple[str, str], Program] = {}
         self._samples: dict[tuple[str, str], list[Sample]] = {}
 
-    def start(
-        self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
-    ) -> RunInfo:
+    def start(self, start_id: str, config: RunConfig, versions: dict[str, str]) -> RunInfo:
         before = self._info
         started = before.started if before else 0
         self._info = RunInfo(
             config=config,
-            digest=digest,
             versions=dict(versions),
             started=started if start_id == self._start_id else started + 1,
             wall_s=before.wall_s if before else 0.0,

@@ -98,4 +98,5 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # A run whose cost model began with nothing goes on so.
         "INSERT INTO sampled SELECT DISTINCT device_model, '' FROM asked",
     ),
+    ("ALTER TABLE run DROP COLUMN digest",),
 )

@@ -74,36 +74,33 @@ class SqliteLedger(Ledger):
                     db.execute(f"PRAGMA user_version={number + 1}")
         return db
 
-    def start(
-        self, start_id: str, config: RunConfig, digest: str, versions: dict[str, str]
-    ) -> RunInfo:
+    def start(self, start_id: str, config: RunConfig, versions: dict[str, str]) -> RunInfo:
         text = text_of(config)
         with self._transaction():
             self._db.execute(
                 """
-                INSERT INTO run VALUES (1, ?, ?, ?, ?, 1, 0.0)
+                INSERT INTO run VALUES (1, ?, ?, ?, 1, 0.0)
                 ON CONFLICT (id) DO UPDATE SET
                     started = started + (start_id <> excluded.start_id),
                     start_id = excluded.start_id, config = excluded.config,
-                    digest = excluded.digest, versions = excluded.versions
+                    versions = excluded.versions
                 """,
-                (start_id, text, digest, json.dumps(versions)),
+                (start_id, text, json.dumps(versions)),
             )
         info = self.info()
         assert info is not None
         return info
 
     def info(self) -> RunInfo | None:
-        row = self._one("SELECT config, digest, versions, started, wall_s FROM run")
+        row = self._one("SELECT config, versions, started, wall_s FROM run")
         if row is None:
             return None
         with self._errors():
             return RunInfo(
                 config=RunConfig.model_validate_json(row[0]),
-                digest=row[1],
-                versions=json.loads(row[2]),
-                started=row[3],
-                wall_s=row[4],
+                versions=json.loads(row[1]),
+                started=row[2],
+                wall_s=row[3],
             )
 
     def keep_time(self, wall_s: float) -> None:

@@ -85,13 +85,13 @@ class TestContract:
     def test_a_start_is_counted_once(self, ledger: Ledger) -> None:
         config = fake_world.config()
         assert ledger.info() is None
-        assert ledger.start("a", config, "d", {"ray": "2"}).started == 1
-        assert ledger.start("a", config, "d", {"ray": "2"}).started == 1
-        info = ledger.start("b", config, "d", {"ray": "3"})
+        assert ledger.start("a", config, {"ray": "2"}).started == 1
+        assert ledger.start("a", config, {"ray": "2"}).started == 1
+        info = ledger.start("b", config, {"ray": "3"})
         assert (info.started, info.versions, info.config) == (2, {"ray": "3"}, config)
 
     def test_time_only_grows(self, ledger: Ledger) -> None:
-        ledger.start("a", fake_world.config(), "d", {})
+        ledger.start("a", fake_world.config(), {})
         for wall_s in (3.0, 7.5, 2.0):
             ledger.keep_time(wall_s)
         info = ledger.info()
@@ -161,7 +161,7 @@ class TestContract:
         assert ledger.condemned() == []
         ledger.record_check(wrong)
         assert ledger.condemned() == [wrong]
-        ledger.start("a", fake_world.config(targets=[{"name": "host"}]), "d", {})
+        ledger.start("a", fake_world.config(targets=[{"name": "host"}]), {})
         assert record_of(ledger).condemned == (wrong,)
 
     def test_what_a_cost_model_begins_with_is_noted_once(self, ledger: Ledger) -> None:
@@ -192,7 +192,7 @@ class TestContract:
     def test_the_record_of_a_begun_run(self, ledger: Ledger) -> None:
         with pytest.raises(NotBegun):
             record_of(ledger)
-        ledger.start("a", fake_world.config(targets=[{"name": "host"}]), "d", {})
+        ledger.start("a", fake_world.config(targets=[{"name": "host"}]), {})
         first = ledger.transition("host", 0, start("host"), "", 1.0, 2.0)
         ledger.transition("host", first, tuning(), "", 2.0, 5.0)
         ledger.keep_time(9.0)
@@ -206,7 +206,7 @@ class TestFile:
     def test_it_opens_again_as_it_was(self, tmp_path: Path) -> None:
         path = tmp_path / LEDGER
         before = SqliteLedger(path)
-        before.start("a", fake_world.config(), "d", {})
+        before.start("a", fake_world.config(), {})
         before.transition("host", 0, start("host"), "begins", 1.0, 0.0)
         before.add_work(record())
         before.add_programs([program(1)])
@@ -232,7 +232,7 @@ class TestFile:
 
     def test_a_reader_sees_a_run_that_is_open_and_writes_nothing(self, tmp_path: Path) -> None:
         ledger = SqliteLedger(tmp_path / LEDGER)
-        ledger.start("a", fake_world.config(), "d", {})
+        ledger.start("a", fake_world.config(), {})
         assert read_run(tmp_path).started == 1
         reader = SqliteLedger(tmp_path / LEDGER, read_only=True)
         with pytest.raises(LedgerError, match="readonly"):
@@ -265,7 +265,7 @@ class TestFile:
 
     def test_a_full_disk_loses_nothing(self, tmp_path: Path) -> None:
         ledger = SqliteLedger(tmp_path / LEDGER)
-        ledger.start("a", fake_world.config(), "d", {})
+        ledger.start("a", fake_world.config(), {})
         pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
         ledger._db.execute(f"PRAGMA max_page_count = {pages + 4}")
         stored: list[str] = []

@@ -58,7 +58,7 @@ def test_the_table_is_the_ledger_from_afar(tmp_path: Path) -> None:
     client = LedgerClient(start_table(tmp_path / LEDGER))
     config = fake_world.config()
     assert client.info() is None
-    assert client.start("a", config, "d", {"ray": "2"}).started == 1
+    assert client.start("a", config, {"ray": "2"}).started == 1
     first = client.transition("host", 0, start("host"), "begins", 1.0, 2.0)
     with pytest.raises(StaleSequence, match="host is at event"):
         client.transition("host", 7, start("host"), "begins", 1.0, 2.0)

@@ -37,7 +37,7 @@ class Run:
         folder.mkdir()
         self._folder, self._config = folder, config
         self.ledger = SharingLedger(folder / LEDGER, sharing_of(config))
-        self.ledger.start("start", config, "digest", {})
+        self.ledger.start("start", config, {})
         self.ledger.transition("host", 0, start("host"), "begins", 0.0, 0.0)
         self._worker = worker
 

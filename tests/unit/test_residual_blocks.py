@@ -23,6 +23,7 @@ from workers.training.small_resnet import small_resnet
 
 PRUNE = PruneConfig(max_accuracy_drop=0.05)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+BLOCKS = {"layer1.1": ("layer1.1",), "layer2.1": ("layer2.1",)}
 
 
 def resnet() -> nn.Module:
@@ -196,14 +197,14 @@ def test_without_a_block_a_network_computes_what_it_does_with_a_silent_one() -> 
     with torch.no_grad():
         for parameter in silent.get_submodule("layer2.1").parameters():
             parameter.zero_()
-    shorter = without_blocks(network, ["layer1.1", "layer2.1"], ["layer2.1.conv1"])
+    shorter = without_blocks(network, BLOCKS, ["layer2.1.conv1"])
     assert torch.equal(outputs(shorter), outputs(silent))
     assert not torch.equal(outputs(shorter), outputs(network))
 
 
 def test_a_layer_that_is_in_no_block_cannot_be_taken_out() -> None:
-    with pytest.raises(ValueError, match="is in no residual block that could be taken out"):
-        without_blocks(resnet(), ["layer1.1", "layer2.1"], ["layer2.0.conv1"])
+    with pytest.raises(ValueError, match="is in no block that could be taken out"):
+        without_blocks(resnet(), BLOCKS, ["layer2.0.conv1"])
 
 
 def test_a_chain_of_cuts_with_blocks_loads_into_the_network_built_from_its_widths() -> None:

@@ -44,7 +44,7 @@ def residual_blocks(
         # A group whose first layer is gone would have lost its name.
         named_here = [group for group in groups if group.group_id in layers]
         cut = tuple(group.group_id for group in own if group.prunable)
-        if cut and own == named_here and not _kept(layers, config):
+        if cut and own == named_here and not is_kept(layers, config):
             found.append(Block(block_id=name, groups=cut, layers=layers))
     return tuple(found)
 
@@ -58,31 +58,36 @@ def residual_modules(model: nn.Module, example_input: Tensor) -> list[str]:
     return [name for name in found if not _is_another(network, example_input, [name])]
 
 
-def without_blocks(model: nn.Module, blocks: Iterable[str], layers: Sequence[str]) -> nn.Module:
-    """A copy of the network without those of ``blocks`` that hold the layers.
+def without_blocks(
+    model: nn.Module, blocks: Mapping[str, Sequence[str]], layers: Sequence[str]
+) -> nn.Module:
+    """A copy of the network without those of ``blocks`` that hold the layers, or are them.
 
-    Raises ``ValueError`` for a layer that is in none of them.
+    ``blocks``: name -> the modules that go with it. Raises ``ValueError`` for a layer that is in
+    none of them.
     """
     network = copy.deepcopy(model)
     around = {layer: _around(layer, blocks) for layer in layers}
     for name in set(around.values()):
-        _put(network, name, nn.Identity())
+        for module in blocks[name]:
+            put(network, module, nn.Identity())
     return network
 
 
 def _around(layer: str, blocks: Iterable[str]) -> str:
     for name in blocks:
-        if layer.startswith(f"{name}."):
+        if layer == name or layer.startswith(f"{name}."):
             return name
-    raise ValueError(f"{layer!r} is in no residual block that could be taken out")
+    raise ValueError(f"{layer!r} is in no block that could be taken out")
 
 
-def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+def put(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of this name."""
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, module)
 
 
-def _kept(layers: Sequence[str], config: PruneConfig) -> bool:
+def is_kept(layers: Sequence[str], config: PruneConfig) -> bool:
     """Whether the configuration says that one of the layers stays."""
     kept = (*config.exclude, *config.min_widths)
     return any(
@@ -131,7 +136,7 @@ def _is_another(network: nn.Module, example_input: Tensor, blocks: Sequence[str]
         with torch.no_grad(), _zeroed(*(network.get_submodule(name) for name in blocks)):
             expected = output_of(network, example_input)
         for name in blocks:
-            _put(shorter, name, nn.Identity())
+            put(shorter, name, nn.Identity())
         return not torch.equal(output_of(shorter, example_input), expected) or bool(
             why_it_cannot_train(shorter, example_input)
         )

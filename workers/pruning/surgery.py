@@ -12,6 +12,7 @@ from schemas.network import Block, ChannelGroup, NetworkInfo, Structure
 from workers.pruning.blocks import residual_modules, without_blocks
 from workers.pruning.dependency import LAYERS, Surgeon, evaluating, on_device_of, out_channels
 from workers.pruning.importance import Ranking, group_importance, least_important
+from workers.pruning.plain_layers import handed_on, plain_layers
 
 
 def prune_to(
@@ -41,8 +42,11 @@ def prune_to(
         if width % group.divisor:
             raise ValueError(f"width {width} of {group_id} is no multiple of {group.divisor}")
     divisors = {group_id: known[group_id].divisor for group_id in widths}
-    names = [block.block_id for block in blocks]
-    return _cut(model, example_input, widths, divisors, ranking, names)
+    parts = {block.block_id: block.parts for block in blocks}
+    plain = [block.block_id for block in blocks if block.source and widths.get(block.block_id) == 0]
+    if plain:
+        model = handed_on(model, example_input, plain)
+    return _cut(model, example_input, widths, divisors, ranking, parts)
 
 
 def materialise(
@@ -59,11 +63,13 @@ def materialise(
     dense = build_dense()
     if not structure.widths:
         return dense
+    parts: dict[str, tuple[str, ...]] = {}
     if blocks is not None:
-        names = [block.block_id for block in blocks]
-    else:
-        names = residual_modules(dense, example_input) if structure.gone else []
-    return _cut(dense, example_input, structure.widths, {}, "first", names)
+        parts = {block.block_id: block.parts for block in blocks}
+    elif structure.gone:
+        residual = {name: (name,) for name in residual_modules(dense, example_input)}
+        parts = residual | plain_layers(dense, example_input)
+    return _cut(dense, example_input, structure.widths, {}, "first", parts)
 
 
 def _cut(
@@ -72,7 +78,7 @@ def _cut(
     widths: Mapping[str, int],
     divisors: Mapping[str, int],
     ranking: Ranking,
-    blocks: Sequence[str],
+    blocks: Mapping[str, Sequence[str]],
 ) -> nn.Module:
     gone = [group_id for group_id, width in widths.items() if not width]
     if gone:
