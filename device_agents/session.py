@@ -245,7 +245,7 @@ def _request(host: str, port: int, key: str, deadline: float) -> tuple[str, int,
                     if answer[0] != SUCCESS:
                         raise TrackerUnreachable(f"the tracker refused the request: {answer}")
                     return str(answer[1][0]), int(answer[1][1]), str(answer[1][2])
-            problem = _absence(summary, key)
+            problem = _absence(summary)
         except TimeoutError:
             problem = _shortage(host, port, key)
         except TrackerUnreachable as error:
@@ -255,7 +255,7 @@ def _request(host: str, port: int, key: str, deadline: float) -> tuple[str, int,
         time.sleep(_POLL_S)
 
 
-def _absence(summary: TrackerSummary, key: str) -> str:
+def _absence(summary: TrackerSummary) -> str:
     keys = ", ".join(summary.keys())
     return f"no device has registered this key; there are: {keys or 'no devices at all'}"
 
@@ -266,7 +266,7 @@ def _shortage(host: str, port: int, key: str) -> str:
     except TrackerUnreachable as error:
         return str(error)
     count = summary.registered(key)
-    return f"all {count} devices with this key are leased" if count else _absence(summary, key)
+    return f"all {count} devices with this key are leased" if count else _absence(summary)
 
 
 def _connect(address: str, port: int, matchkey: str, lease_s: int, handshake_s: float) -> Any:

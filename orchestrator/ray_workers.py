@@ -21,6 +21,9 @@ import ray
 from pydantic import TypeAdapter
 
 from device_agents.host_cores import lock_dir
+from device_agents.local import DeviceLost
+from device_agents.processes import ProcessDied, ProcessTimeout
+from device_agents.session import DeviceSilent, NoDevice
 from orchestrator.dispatch import Finished, Workers, is_training
 from orchestrator.policies.retry import Failure, FailureClass
 from orchestrator.reaper import MARK, start_reaper
@@ -43,11 +46,6 @@ CLOSE_TIMEOUT_S = 10.0
 """How long a tuning actor may take to end its processes before it is killed."""
 FETCH_TIMEOUT_S = 60.0
 """How long the fetching of a finished outcome may take."""
-
-DEVICE_ERRORS = frozenset({"NoDevice", "DeviceSilent", "DeviceLost", "TrackerUnreachable"})
-"""Names of the errors, or of their bases, that mean the device is gone."""
-WORKER_ERRORS = frozenset({"ProcessDied", "ProcessTimeout", "BrokenProcessPool"})
-"""Names of those that mean a process of a worker is gone."""
 
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads of a trainer that wait must not spin on cores that others compute or measure on."""
@@ -191,15 +189,14 @@ def sort_failure(error: Exception) -> Failure:
     cause: BaseException = error
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         cause = error.cause
-    names = {base.__name__ for base in type(cause).__mro__}
     kind: FailureClass = "internal_error"
     if isinstance(cause, LimitReached):  # by a busy machine, perhaps: no wrong input
         kind = "system_error"
     elif isinstance(cause, UserError):
         kind = "user_error"
-    elif names & DEVICE_ERRORS or isinstance(cause, ConnectionError):
+    elif isinstance(cause, NoDevice | DeviceSilent | DeviceLost | ConnectionError):
         kind = "device_lost"
-    elif names & WORKER_ERRORS:
+    elif isinstance(cause, ProcessDied | ProcessTimeout):
         kind = "worker_lost"
     elif isinstance(
         cause,

@@ -218,6 +218,7 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         measured_models=sum(_models(item) for item in work),
         failed_programs=sum(found.failed_programs for found in tuned),
         device_s=sum(device_s_of(item) for item in work),
+        device_slowed=_device_slowed(work),
         train_s=sum(network.train_s for network in trained),
         predictor=predictor_of(target.steps),
         library_check=_check(exported) if exported else None,
@@ -225,6 +226,12 @@ def _target(record: RunRecord, target: TargetRecord) -> TargetSummary:
         notes=[*(exported.notes if exported else ()), *_gone_on(record, target)],
         stopped_by=target.stopped_by,
     )
+
+
+def _device_slowed(work: Sequence[WorkRecord]) -> float | None:
+    compared = [item.outcome.comparison for item in work if isinstance(item.outcome, Compared)]
+    ratios = [found.candidate.canary_ratio for found in compared if found is not None]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def _gone_on(record: RunRecord, target: TargetRecord) -> tuple[str, ...]:

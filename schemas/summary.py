@@ -147,6 +147,12 @@ class TargetSummary(Schema):
     measured_models: int
     failed_programs: int
     device_s: float
+    device_slowed: float | None = Field(
+        default=None,
+        description="The most that a fixed workload took after a comparison of two networks, over "
+        "what it took at the beginning of the session: well above 1 where the device is throttled "
+        "or shared. None where the device has no such workload.",
+    )
     train_s: float
     predictor: PredictorSummary | None = Field(
         default=None,

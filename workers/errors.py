@@ -40,7 +40,3 @@ class LimitReached(UserError):
 
 class TrainingTimedOut(LimitReached):
     """A training took longer than ``train.timeout_s``."""
-
-
-class TrainingStopped(Exception):
-    """A training was asked to stop before its end; nothing of it is kept."""

@@ -76,15 +76,13 @@ class TrainingJobs:
         threads: int,
         yield_cores: YieldCores = nullcontext,
         progress: Progress | None = None,
-        should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``yield_cores()`` is entered around each batch, ``should_stop`` asked between batches."""
+        """``yield_cores()`` is entered around each batch."""
         self._networks = networks
         self._config = networks.config
         self._threads = threads
         self._yield_cores = yield_cores
         self._progress = progress
-        self._should_stop = should_stop
 
     def run(self, work: Work) -> Outcome:
         """Carry out one unit of work. Raises ``UserError`` for what the user can put right."""
@@ -211,7 +209,6 @@ class TrainingJobs:
             metric=self._config.metric,
             yield_cores=self._yield_cores,
             progress=part.tells(self._progress),
-            should_stop=self._should_stop,
             threads=self._threads,
             teacher=teacher,
             spent_s=part.before_s,

@@ -33,7 +33,7 @@ _ENDLESS = {
     "max_gpu_hours": None,
     "max_measured_programs": None,
 }
-_ORIGINAL = {
+_ORIGINAL: Mapping[str, Any] = {
     "step_accuracy_ratio": 0.995,
     "step_latency_ratio": 0.99,
     "min_width_fraction": 0.2,
@@ -119,15 +119,28 @@ def method_config(
     if checkpoint is not None:
         settings["model"] = {"checkpoint": str(checkpoint)}
     settings = merged(settings, _SETTINGS[method])
-    if settings.get("prune", {}).get("policy") in ("uniform", "global"):
+    settings["prune"] = {**settings.get("prune", {}), "without": _left_out(base, method)}
+    if settings["prune"].get("policy") in ("uniform", "global"):
         settings["prune"]["least_candidates"] = ours.candidates
         settings["prune"]["least_train_s"] = ours.train_s
     if method == NETADAPT:
         most_s = max(1.0, NETADAPT_TRAINING * ours.train_s)  # ours may have trained nothing
         settings["budget"] = {**settings["budget"], "max_gpu_hours": most_s / 3600.0}
-    if method == ORIGINAL and original_candidates:
-        settings["budget"] = {**settings["budget"], "max_rounds": original_candidates}
+    if method == ORIGINAL:
+        least = max(_ORIGINAL["min_width_fraction"], base.prune.min_width_fraction)
+        settings["prune"]["min_width_fraction"] = least
+        if original_candidates:
+            settings["budget"] = {**settings["budget"], "max_rounds": original_candidates}
     return RunConfig.model_validate(merged(base.model_dump(mode="json"), settings))
+
+
+def _left_out(base: RunConfig, method: str) -> list[str]:
+    """Parts of ours that a method does without; the others' methods have none of them to leave
+    out."""
+    if method in BASELINES:
+        return []
+    own = _SETTINGS[method].get("prune", {}).get("without", [])
+    return list(dict.fromkeys((*base.prune.without, *own)))
 
 
 def with_trials(base: RunConfig, trials: int) -> RunConfig:

@@ -164,21 +164,23 @@ def next_move(
     The first steps are a quarter of the ladder. A single step that misses the floor is tried once
     more after further training, and again until the search ``had_enough`` of trainings; and once
     more where the network was last trained for long after the first ``trained_long`` attempts.
+    No rung is tried that lies beyond one that missed since the network was last trained for long.
     Training that gains nothing ends the climb: the same training again would be no other.
     """
-    reached, step = -1, max(1, rungs // 4)
+    reached, step, missed = -1, max(1, rungs // 4), rungs
     recovered = missed_single = gained_nothing = False
     for number, attempt in enumerate(attempts):
         if number and number == trained_long:
-            recovered = True
+            recovered, missed = True, rungs
+        step = _short_of(missed, reached, step)
         gained_nothing = attempt.recovers and not attempt.met
         missed_single = not attempt.recovers and not attempt.met and step == 1
         if attempt.recovers:
-            recovered = attempt.met
+            recovered, missed = attempt.met, rungs if attempt.met else missed
         elif attempt.met:
             reached, recovered = min(reached + step, rungs - 1), False
         else:
-            step = max(1, step // 2)
+            step, missed = max(1, step // 2), reached + step
     if reached == rungs - 1:
         return None
     if not trained_long or trained_long < len(attempts):
@@ -186,4 +188,10 @@ def next_move(
             return None
         if missed_single:
             return Move(rung=reached, recovers=True)
+    step = _short_of(missed, reached, step)
     return Move(rung=min(reached + step, rungs - 1), recovers=False)
+
+
+def _short_of(missed: int, reached: int, step: int) -> int:
+    """The step down the ladder, shorter where it would lead to the rung that missed, or beyond."""
+    return max(1, min(step, missed - 1 - reached))

@@ -3,6 +3,7 @@ cut as far as the step asks for, the most accurate candidate taken."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from orchestrator.policies.base import Proposal, View
@@ -21,6 +22,9 @@ from schemas.work import Candidate, Screened, ScreeningKind
 STEP = 0.03
 """Of the current latency: what every candidate has to save. A group whose calls take 6 % of it is
 about halved. The authors' code begins with 2.5 %."""
+MULTIPLE = 8
+"""Widths are multiples of it where a group has such, as in the authors' code: processors compute
+that many channels at once."""
 _DEEPER = 1.5
 """Times the predicted saving of a cut that saved too little: what the group's next one is to save.
 """
@@ -54,7 +58,9 @@ class NetAdapt(Parallel):
             wanted_ms = STEP * view.programs.sum_ms
             if too_wide is not None:
                 wanted_ms = max(wanted_ms, _DEEPER * _saved_ms(sites, name, too_wide / now))
-            narrower = multiples_between(group.divisor, least_of(group, view.config), now)
+            least, unit = least_of(group, view.config), math.lcm(group.divisor, MULTIPLE)
+            narrower = multiples_between(unit, least, now)
+            narrower = narrower or multiples_between(group.divisor, least, now)
             width = next((w for w in narrower if _saved_ms(sites, name, w / now) >= wanted_ms), 0)
             if not width:
                 passed_over.append(f"{name}: no width is expected to save {wanted_ms:.4g} ms")

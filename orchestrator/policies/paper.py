@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 from orchestrator.policies.base import Proposal, View
 from orchestrator.policies.candidates import candidate_of, groups_behind, open_groups
+from orchestrator.policies.judge import Verdict
 from orchestrator.policies.parallel import Parallel
 from orchestrator.policies.screen import ScreenDecision, choose
-from orchestrator.states import Decision
+from orchestrator.states import Contender, Decision
 from orchestrator.widths import joint_widths
 from schemas.config import PruneConfig
+from schemas.table import Comparison
 from schemas.work import Candidate, Screened, ScreeningKind
 
 
@@ -75,9 +77,21 @@ class Paper(Parallel):
 
 
 class Original(Paper):
-    """The same with the original's tuning: every task is tuned again for every candidate."""
+    """The same with the original's tuning, every task again for every candidate, and with its
+    latency gate, which asks for no confidence."""
 
     screening: ScreeningKind | None = "search_all"
+
+    def judge(
+        self,
+        contenders: Sequence[tuple[Contender, Comparison]],
+        parent_val_accuracy: float,
+        config: PruneConfig,
+    ) -> Verdict:
+        """By the mean of what was measured."""
+        return super().judge(
+            contenders, parent_val_accuracy, config.model_copy(update={"confidence": 0.5})
+        )
 
 
 def _not_faster(decisions: Sequence[Decision], groups: set[str]) -> int:

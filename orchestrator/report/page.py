@@ -45,6 +45,10 @@ def headline(target: TargetSummary) -> str:
     return "No result yet"
 
 
+_SLOWED = 1.3
+"""From which ratio on it is told that the device was slowed down."""
+
+
 def render(record: RunRecord, summary: Summary) -> str:
     """The whole page as HTML text."""
     known = {target.target: target for target in record.targets}
@@ -156,6 +160,11 @@ def _lead(record: RunRecord, target: TargetSummary) -> str:
     doubt = doubt_of(target)
     if doubt:
         sentences.append(f"<b>{escape(doubt[0].upper() + doubt[1:])}.</b>")
+    if target.device_slowed is not None and target.device_slowed > _SLOWED:
+        sentences.append(
+            f"The device was at times {target.device_slowed:.1f} times as slow as when its session "
+            "began, as a fixed workload tells: it is throttled or shared."
+        )
     if target.accuracy_floor is not None:
         sentences.append(f"Accuracy floor: {percent(target.accuracy_floor)} on validation images.")
     if target.meets_latency_target is not None:

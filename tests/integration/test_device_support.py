@@ -187,11 +187,6 @@ def _close(_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _close_silently(_: dict[str, Any]) -> dict[str, Any]:
-    """Drop the session as a dying client would: without a word, but its socket closes."""
-    raise SystemExit(0)
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "build":
         block_torch()
@@ -208,6 +203,5 @@ if __name__ == "__main__":
                 "random_fill": _random_fill,
                 "canary": _canary,
                 "close": _close,
-                "leave": _close_silently,
             }
         )

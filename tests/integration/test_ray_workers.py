@@ -16,6 +16,10 @@ import ray
 import records_world
 
 import orchestrator.policies.retry as retry
+from device_agents.local import DeviceLost
+from device_agents.processes import ProcessDied, ProcessTimeout
+from device_agents.session import DeviceSilent, NoDevice
+from device_agents.tracker_wire import TrackerUnreachable
 from orchestrator.driver import run
 from orchestrator.machine import start
 from orchestrator.ray_workers import sort_failure, training_needs
@@ -177,12 +181,12 @@ def test_trainings_share_gpus_that_are_fewer(at_once: int, gpus: int) -> None:
 
 
 def test_failures_are_sorted_into_their_classes() -> None:
-    class DeviceLost(RuntimeError):
-        pass
-
     assert sort_failure(UserError("a", "b")).kind == "user_error"
     assert sort_failure(LimitReached("a", "a busy machine")).kind == "system_error"
-    assert sort_failure(DeviceLost("gone")).kind == "device_lost"
+    for gone in (DeviceLost, DeviceSilent, NoDevice, TrackerUnreachable):
+        assert sort_failure(gone("gone")).kind == "device_lost"
+    for gone in (ProcessDied, ProcessTimeout):
+        assert sort_failure(gone("gone")).kind == "worker_lost"
     assert sort_failure(ray.exceptions.WorkerCrashedError()).kind == "worker_lost"
     assert sort_failure(OSError(28, "No space left on device")).kind == "system_error"
     assert sort_failure(ConnectionResetError("peer")).kind == "device_lost"

@@ -41,6 +41,18 @@ def test_a_methods_settings_replace_those_of_the_configuration(tmp_path: Path) -
     assert ours.budget.max_rounds == 2 and ours.prune == config.prune
 
 
+def test_what_is_left_out_of_ours_is_left_out_of_its_ablations_and_of_no_other_method(
+    tmp_path: Path,
+) -> None:
+    prune = {"max_accuracy_drop": 0.03, "without": ["blocks"], "min_width_fraction": 0.3}
+    config = fake_world.config(prune=prune)
+    assert method_config(config, OURS, tmp_path).prune.without == ["blocks"]
+    structure = method_config(config, "without structure", tmp_path).prune
+    assert structure.without == ["blocks", "structure"]
+    others = [method_config(config, name, tmp_path).prune for name in BASELINES]
+    assert all(prune.without == [] and prune.min_width_fraction == 0.3 for prune in others)
+
+
 def test_the_quick_form_is_smaller_in_everything() -> None:
     config = fake_world.config(
         data={"name": "drawn"}, fine_tune={"short_epochs": 4, "long_epochs": 9}

@@ -78,7 +78,7 @@ def test_measurer_is_alone(cores: HostCores, holder: Holder) -> None:
         start = time.monotonic()
         with pytest.raises(CoresBusy, match=f"process {measurer.pid}"), token(0.1):
             pass
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 5.0
 
 
 @pytest.mark.parametrize("how", ["measuring", "working"])

@@ -96,6 +96,16 @@ def test_the_strongest_rung_that_meets_the_floor_is_found(lowest: int) -> None:
     assert len(moves) <= 19
 
 
+@pytest.mark.parametrize("lowest", range(39))
+def test_no_rung_is_tried_below_one_that_missed_unless_a_training_lies_between(lowest: int) -> None:
+    missed = 39
+    for move in climb(39, lowest):
+        if move.recovers:
+            missed = 39
+        assert move.rung <= missed
+        missed = move.rung if move.rung > lowest else missed
+
+
 def test_a_rung_is_tried_again_after_further_training() -> None:
     moves = climb(19, 5)
     assert moves[-2:] == [Move(5, recovers=True), Move(6, recovers=False)]
@@ -392,8 +402,8 @@ def test_netadapt_cuts_each_group_as_far_as_the_step_asks_for_and_no_further() -
     assert [candidate.groups for candidate in found] == [(name,) for name in fake_world.LAYERS]
     for candidate in found:
         (name,), (width,) = candidate.groups, candidate.widths_after
-        wider = candidate.model_copy(update={"structure": Structure(widths={name: width + 1})})
-        assert saved(wider) < STEP <= saved(candidate)
+        wider = candidate.model_copy(update={"structure": Structure(widths={name: width + 8})})
+        assert saved(wider) < STEP <= saved(candidate) and width % 8 == 0
 
 
 def test_netadapt_has_a_candidate_for_a_group_with_6_percent_of_the_latency() -> None:
@@ -430,7 +440,7 @@ def test_netadapt_cuts_deeper_after_a_cut_that_saved_less_than_predicted() -> No
     (slow, *others), decision = a_slow_candidate()
     deeper, *rest = NetAdapt().propose(netadapt_view(decision)).candidates
     assert deeper.groups == slow.groups and deeper.widths_after < slow.widths_after
-    assert saved(deeper) >= 1.5 * saved(slow) and rest == others
+    assert saved(deeper) >= 1.5 * saved(slow) - 1e-9 and rest == others
 
 
 def test_netadapt_asks_for_the_step_alone_once_the_group_has_been_cut() -> None:

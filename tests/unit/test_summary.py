@@ -22,6 +22,7 @@ from schemas.network import Structure
 from schemas.record import RunRecord, WorkRecord
 from schemas.table import SHARED_BATCH, WRONG_RESULT, Program
 from schemas.work import (
+    Compared,
     Exported,
     FineTuned,
     FineTuneWork,
@@ -100,6 +101,24 @@ def with_ratios(*ratios: float, dense_ms: float = 1.0, final_ms: float = 1.0) ->
             item = item.model_copy(update={"outcome": outcome.model_copy(update=changes)})
         work.append(item)
     return record.model_copy(update={"work": tuple(work)})
+
+
+def test_a_device_that_was_slowed_down_is_told() -> None:
+    record = synthetic_record.record()
+    assert summarise(record).targets[0].device_slowed is None, "it has no fixed workload"
+    for ratio, told in ((1.1, False), (1.8, True)):
+        work = []
+        for item in record.work:
+            outcome = item.outcome
+            if isinstance(outcome, Compared) and outcome.comparison is not None:
+                after = outcome.comparison.candidate.model_copy(update={"canary_ratio": ratio})
+                found = outcome.comparison.model_copy(update={"candidate": after})
+                outcome = outcome.model_copy(update={"comparison": found})
+            work.append(item.model_copy(update={"outcome": outcome}))
+        slowed = record.model_copy(update={"work": tuple(work)})
+        summary = summarise(slowed)
+        assert summary.targets[0].device_slowed == ratio
+        assert ("1.8 times as slow" in render(slowed, summary)) == told
 
 
 def test_programs_that_computed_something_else_are_told_with_their_traces() -> None:

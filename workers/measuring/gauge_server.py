@@ -111,7 +111,7 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
     outputs = []
     for path in (request["reference"], request["path"]):
         library = session.load(Path(path))
-        arguments = [_remote(session, array) for array in host]
+        arguments = [_remote(array) for array in host]
         library["main"](*arguments)
         outputs.append(arguments[-1].numpy())
     reference, output = outputs
@@ -126,11 +126,10 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
 
 def _pair(request: dict[str, Any]) -> dict[str, Any]:
     """Time two networks in turn, so that drift of the device meets both alike."""
-    session = _state.session
     for name in ("reference", "candidate"):  # how one lies in memory is part of an occasion
         _state.networks.pop(request[name], None)
     machines = [_network(request[name]) for name in ("reference", "candidate")]
-    image = _random_image(session, request)
+    image = _random_image(request)
     evaluators = [
         machine.time_evaluator(
             "main", _state.place, number=1, repeat=1, min_repeat_ms=request["min_repeat_ms"]
@@ -166,7 +165,7 @@ def _attribute(request: dict[str, Any]) -> dict[str, Any]:
     if attribute is None or _state.runs_on != "cpu":  # an accelerator's calls return at once
         return {}
     machine = VirtualMachine(session.load(Path(request["path"])), _state.place)
-    machine.set_input("main", _random_image(session, request))
+    machine.set_input("main", _random_image(request))
     answer: dict[str, Any] = json.loads(attribute(machine.module))
     return answer
 
@@ -175,13 +174,12 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     """Run a network on images; ``images`` is their raw bytes, one batch after the other."""
     import numpy as np
 
-    session = _state.session
     machine = _network(request["path"])
     shape = request["input_shape"]
     images = np.frombuffer(request["images"], dtype="float32").reshape(-1, *shape)
     outputs = []
     for batch in images:
-        machine.set_input("main", _remote(session, batch))
+        machine.set_input("main", _remote(batch))
         machine.invoke_stateful("main")
         outputs.append(machine.get_outputs("main")[0].numpy())
     logits = np.concatenate(outputs)
@@ -204,7 +202,7 @@ def _random_arguments(session: Any, arguments: list[Any]) -> list[Any]:
     fill = session.function(_FILL)
     if fill is None:  # a server with TVM's bare runtime, as on phones
         arrays = _random_arrays(np.random.default_rng(0), arguments)
-        return [_remote(session, array) for array in arrays]
+        return [_remote(array) for array in arrays]
     tensors = []
     for dtype, shape in arguments:
         tensor = tvm.runtime.empty(tuple(shape), dtype, _state.place)
@@ -217,14 +215,14 @@ def _random_arrays(generator: Any, arguments: list[Any]) -> list[Any]:
     return [generator.standard_normal(shape).astype(dtype) for dtype, shape in arguments]
 
 
-def _random_image(session: Any, request: dict[str, Any]) -> Any:
+def _random_image(request: dict[str, Any]) -> Any:
     import numpy as np
 
     generator = np.random.default_rng(request["seed"])
-    return _remote(session, generator.standard_normal(request["input_shape"]).astype("float32"))
+    return _remote(generator.standard_normal(request["input_shape"]).astype("float32"))
 
 
-def _remote(session: Any, array: Any) -> Any:
+def _remote(array: Any) -> Any:
     import tvm
 
     return tvm.runtime.tensor(array, _state.place)

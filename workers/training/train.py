@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from schemas.config import TrainConfig
 from schemas.progress import ProgressEvent
-from workers.errors import TrainingDiverged, TrainingStopped, TrainingTimedOut
+from workers.errors import TrainingDiverged, TrainingTimedOut
 from workers.pruning.dependency import first_tensor
 from workers.training.distillation import Teacher
 from workers.training.images import Splits, TensorImages, augment, batches, row_major
@@ -63,7 +63,6 @@ def train(
     metric: str = "top1",
     yield_cores: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Callable[[ProgressEvent], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
     threads: int = 1,
     device: str | None = None,
     teacher: Teacher | None = None,
@@ -86,13 +85,13 @@ def train(
 
     Raises ``TrainingDiverged`` when the loss is not finite, naming the cause as far as it is known
     (with ``may_diverge`` only where that is the images, which every network would meet),
-    ``TrainingTimedOut`` after ``recipe.timeout_s``, ``TrainingStopped`` when ``should_stop()``
-    becomes true between batches; the model's weights are then those of no particular moment.
+    ``TrainingTimedOut`` after ``recipe.timeout_s``; the model's weights are then those of no
+    particular moment.
     """
     modes = {module: module.training for module in model.modules()}
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic() - spent_s
-    state = _Run(recipe, progress, should_stop, started)
+    state = _Run(recipe, progress, started)
     repeatable = isinstance(splits.train, TensorImages)
     broken = not_finite(model.state_dict())
     if broken:
@@ -181,10 +180,9 @@ class _Run:
         self,
         recipe: TrainConfig,
         progress: Callable[[ProgressEvent], None] | None,
-        should_stop: Callable[[], bool] | None,
         started: float,
     ) -> None:
-        self._recipe, self._progress, self._should_stop = recipe, progress, should_stop
+        self._recipe, self._progress = recipe, progress
         self._started, self._reported = started, -math.inf
         self.history: list[Epoch] = []
         self.best_accuracy, self.best_epoch = -1.0, 0
@@ -197,8 +195,6 @@ class _Run:
 
     def check(self) -> None:
         """Raises when the training is to end before its time."""
-        if self._should_stop is not None and self._should_stop():
-            raise TrainingStopped(f"stopped in epoch {self.epoch + 1} of {self._recipe.epochs}")
         if time.monotonic() - self._started > self._recipe.timeout_s:
             raise TrainingTimedOut(
                 "train.timeout_s",

@@ -92,9 +92,11 @@ class Screener:
         keys = {work.key for work in works}
         self._transplant([one for one in screenings if one.is_transplanted])
         for one in screenings:
-            one.search = (
-                self._poor_search(one, keys) if one.is_transplanted else self._whole_search(one)
-            )
+            if one.is_transplanted:
+                one.search = self._poor_search(one, keys)
+            else:
+                one.search = self._whole_search(one)
+                one.parents = _without(one.parents, one.search.key)
         searches = [(one.search, one.bundle) for one in screenings if one.search is not None]
         if searches:
             self._tuner.search_all(searches)
@@ -313,6 +315,15 @@ class Screener:
 def _network(work: ScreenWork) -> Trained:
     """The candidate's network: its structure is what counts, the weights are its parent's."""
     return work.candidate.parent.model_copy(update={"structure": work.candidate.structure})
+
+
+def _without(parents: dict[str, list[Program]], key: str) -> dict[str, list[Program]]:
+    """Without what the work of this key measured before it was interrupted: tasks that did not
+    change are the parent's, too."""
+    return {
+        task_id: [program for program in programs if program.batch.split("/")[0] != key]
+        for task_id, programs in parents.items()
+    }
 
 
 def _share_of_origin(programs: list[Program], origins: list[Program]) -> float:
