@@ -234,7 +234,7 @@ class PruneConfig(Section):
         default=0.1,
         gt=0.0,
         le=1.0,
-        description="Least share of a group's channels that is kept. A whole residual block "
+        description="Least share of a group's channels that is kept. A whole block "
         "may still be taken out.",
     )
     tasks_per_round: int = Field(
