@@ -1,4 +1,4 @@
-"""Networks without one of their residual blocks: their call sites find those of the whole one."""
+"""Networks without one of their blocks: their call sites find those of the whole one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from workers.compiling.winograd import Forms, winograd_forms
 from workers.pruning.blocks import residual_blocks
 from workers.pruning.fold import exported_program, fold_batch_norm, fold_pairs
 from workers.pruning.groups import channel_groups
+from workers.pruning.plain_layers import plain_blocks
 from workers.pruning.surgery import materialise
 from workers.tuning.call_sites import counterparts
 
@@ -58,7 +59,18 @@ class PreActivations(nn.Module):
         return logits
 
 
+def chain() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 16), (16, 16), (16, 24), (24, 24)):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(
+        *layers[:6], nn.MaxPool2d(2), *layers[6:], nn.MaxPool2d(2), nn.Flatten(), nn.Linear(384, 5)
+    )
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "chain": (chain, 2),
     "pre-activation": (PreActivations, 3),
     "convnext": (
         lambda: ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)], num_classes=5),
@@ -83,7 +95,9 @@ def test_every_call_of_a_shorter_network_has_its_counterpart(name: str) -> None:
     torch.manual_seed(0)
     dense = build().eval()
     groups = channel_groups(dense, IMAGE)
-    blocks = residual_blocks(dense, IMAGE, groups, PruneConfig(max_accuracy_drop=0.05))
+    prune = PruneConfig(max_accuracy_drop=0.05)
+    residual = residual_blocks(dense, IMAGE, groups, prune)
+    blocks = residual + plain_blocks(dense, IMAGE, groups, residual, prune)
     pairs = fold_pairs(dense, IMAGE)
     whole, forms = table_of(dense, pairs, None)
     assert len(blocks) == count

@@ -216,7 +216,7 @@ def test_without_retuning_such_a_candidate_is_refused(
     monkeypatch.setattr(Screener, "_transplants", lambda *_: [])
     plain = worker._screener._config.model_copy(update={"retune_trials_per_task": 0})
     monkeypatch.setattr(worker._screener, "_config", plain)
-    assert "no transplant of" in screen(worker).refused
+    assert "no program of" in screen(worker).refused
 
 
 def screen_by_search(worker: TuningWorker, by: ScreeningKind) -> Tuned:

@@ -27,6 +27,29 @@ def test_without_a_block_its_calls_cost_nothing() -> None:
     assert told == pytest.approx(left)
 
 
+PLAIN = Block(block_id="flat", groups=("flat",), layers=("flat",), source="fragile")
+"""The fake world's layers are a chain: fragile, flat, deep."""
+
+
+def test_without_a_plain_layer_its_reader_reads_what_it_read() -> None:
+    tuned, widths = fake_world.tuned(Structure(), "host"), dict(fake_world.LAYERS)
+    sites = Sites(tuned, fake_world.groups(), widths, CallCosts({}), [PLAIN])
+    cost = {site.module: tuned.latency(site.task_id).cost_ms for site in tuned.table.subgraphs}
+    (stem, fragile, deep, head) = (cost[name] for name in ("stem", "fragile", "deep", "head"))
+    read = widths["fragile"] / widths["flat"]
+    gone = {"flat": 0.0}
+    assert sites.total_ms(gone) == pytest.approx(stem + fragile + read * deep + head)
+    narrow = {"flat": 0.0, "fragile": 0.5}
+    expected = stem + 0.5 * fragile + 0.5 * read * deep + head
+    assert sites.total_ms(narrow) == pytest.approx(expected)
+    saved = sites.of_ms(["fragile"], gone) - sites.of_ms(["fragile"], narrow)
+    assert saved == pytest.approx(0.5 * fragile + 0.5 * read * deep)
+    model = LatencyModel(samples_of([tuned]))
+    cut = {"flat": 0, "fragile": 16}
+    told = predicted_ms(model, tuned, fake_world.groups(), widths, cut, [PLAIN])
+    assert told == pytest.approx(expected, rel=0.05)
+
+
 def test_a_depthwise_call_goes_with_its_width_once() -> None:
     tuned = fake_world.tuned(Structure(), "host")
     tasks = tuple(task.model_copy(update={"kind": "depthwise"}) for task in tuned.table.tasks)

@@ -305,7 +305,7 @@ class Screener:
         return Screened(
             candidate_id=one.work.candidate.candidate_id,
             tuned=tuned,
-            refused=f"no transplant of {', '.join(names)} runs" if names else "",
+            refused=f"no program of {', '.join(names)} runs" if names else "",
             parent_ms=parent_ms,
             candidate_ms=candidate_ms,
             slower=tuple(slower),
