@@ -3,7 +3,7 @@
 Of each network: the table is exact; its channel groups are of the kinds it is known for; what
 cannot be pruned is left out by name, with the reason; one group of each kind has
 structure-preserving widths, and the network that is cut in all of those groups at once, and is
-without one of its residual blocks where it has such, is transplanted, compiled, run on this
+without one of its blocks where it has such, is transplanted, compiled, run on this
 machine's device, and computes what torch computes.
 
 *Share.* A convolution is held by a group that can be pruned where the group's cut makes it smaller:
@@ -75,6 +75,7 @@ WITH_BLOCKS = {
     "resnet18",
     "resnet34",
     "resnet50",
+    "vgg16_bn",
     "mobilenet_v2",
     "mobilenet_v3_large",
     "mnasnet1_0",
@@ -82,7 +83,7 @@ WITH_BLOCKS = {
     "regnet_y_400mf",
     "convnext_tiny",
 }
-"""Those with residual blocks that have channels of their own."""
+"""Those with residual blocks that have channels of their own, or with plain layers."""
 
 
 def pictures() -> tuple[TensorDataset, ...]:
@@ -221,7 +222,7 @@ def half_width(group: ChannelGroup, tuned: Tuned) -> int:
 
 
 def a_block_beside(cut: dict[str, int], own: Room) -> tuple[str, ...]:
-    """The groups of a residual block of which none is cut; none where there is no such block."""
+    """The groups of a block of which none is cut; none where there is no such block."""
     found = (block.groups for block in own.networks.blocks)
     return next((groups for groups in found if not cut.keys() & set(groups)), ())
 
