@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.compiling.builder import BuildJob, Library, ProgramBuilder, Unfinished
+from workers.whole_files import room
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def _written(path: Path, built: Built) -> Library:
     if built.error:
         return Library(path, error=built.error, unfinished=built.unfinished)
     partial = path.with_name(f"arriving-{path.name}")
-    partial.write_bytes(built.data)
-    os.replace(partial, path)
+    with room(path.parent):  # not flushed to the disk: it does not outlive this process
+        partial.write_bytes(built.data)
+        os.replace(partial, path)
     return Library(path, built.arguments, built.seconds)

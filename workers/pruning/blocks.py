@@ -9,6 +9,7 @@ Prune, or to Layer Prune, That Is the Question (ACCV 2020).
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from schemas.config import PruneConfig
 from schemas.network import Block, ChannelGroup
+from workers.errors import cause_of
 from workers.pruning.dependency import LAYERS, evaluating, on_device_of
 from workers.pruning.trial import output_of, random_images, randomised, why_it_cannot_train
+
+_log = logging.getLogger(__name__)
 
 
 def residual_blocks(
@@ -116,7 +120,8 @@ def _giving_back(model: nn.Module, example_input: Tensor) -> list[str]:
             try:
                 with _zeroed(modules[name]):
                     output = modules[name](given.clone())
-            except Exception:  # whatever a module raises whose parameters are zero
+            except Exception as error:  # whatever a module raises whose parameters are zero
+                _log.info("%s is no block: %s", name, cause_of(error))
                 continue
             if isinstance(output, Tensor) and torch.equal(output, given):
                 found.append(name)
@@ -140,7 +145,8 @@ def _is_another(network: nn.Module, example_input: Tensor, blocks: Sequence[str]
         return not torch.equal(output_of(shorter, example_input), expected) or bool(
             why_it_cannot_train(shorter, example_input)
         )
-    except Exception:  # the network's own forward may ask its blocks for more than outputs
+    except Exception as error:  # the network's forward may ask its blocks for more than outputs
+        _log.info("the network does not run without %s: %s", ", ".join(blocks), cause_of(error))
         return True
 
 

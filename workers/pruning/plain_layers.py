@@ -11,6 +11,7 @@ keep their size.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from schemas.config import PruneConfig
 from schemas.network import Block, ChannelGroup
+from workers.errors import cause_of
 from workers.pruning.blocks import is_kept, put
 from workers.pruning.dependency import Member, Surgeon, evaluating, on_device_of
 from workers.pruning.trial import output_of, random_images, randomised, why_it_cannot_train
+
+_log = logging.getLogger(__name__)
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -186,7 +190,8 @@ def _can_go(dense: nn.Module, example_input: Tensor, parts: Mapping[str, Sequenc
             and not why_it_cannot_train(copy.deepcopy(shorter), example_input)
             and _dependencies(Surgeon(shorter, example_input)) == expected
         )
-    except Exception:  # whatever a network raises without one of its layers
+    except Exception as error:  # whatever a network raises without one of its layers
+        _log.info("the network does not run without %s: %s", ", ".join(parts), cause_of(error))
         return False
 
 
