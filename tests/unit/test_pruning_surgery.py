@@ -184,7 +184,7 @@ def test_impossible_widths_are_refused() -> None:
     for widths, words in (
         ({"conv1": 17}, "from 16 to 17"),
         ({"conv1": -1}, "from 16 to -1"),
-        ({"conv1": 0}, "is in no residual block"),
+        ({"conv1": 0}, "is in no block that could be taken out"),
         ({"conv9": 4}, "no channel group 'conv9'"),
         ({"fc": 4}, "not prunable: its channels are the network's output"),
     ):

@@ -41,7 +41,9 @@ def test_the_page_is_what_the_schemas_say(maker: ModuleType) -> None:
     assert (DOCS / "settings.md").read_text() == maker.page(), "run: python docs/make_settings.py"
 
 
-@pytest.mark.parametrize(("name", "field"), settings(RunConfig), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "field"), list(settings(RunConfig)), ids=lambda value: str(value)[:40]
+)
 def test_every_setting_is_described(maker: ModuleType, name: str, field: FieldInfo) -> None:
     assert field.description and field.description.endswith(".")
     assert f"| `{name}` |" in maker.page()
