@@ -71,6 +71,25 @@ def test_the_norm_and_the_activation_behind_a_layer_go_with_it() -> None:
     assert plain_layers(network, IMAGES[:1]) == {"2": ("2", "3", "4"), "6": ("6", "7")}
 
 
+def test_an_activation_that_stands_in_several_places_goes_in_one_of_them() -> None:
+    shared = nn.ReLU(inplace=True)
+    network = chain(conv(), nn.BatchNorm2d(8), shared, conv(), nn.BatchNorm2d(8), shared)
+    found = {"2": ("2", "3", "4"), "5": ("5", "6", "7")}
+    assert plain_layers(network, IMAGES[:1]) == found
+
+
+class Overwriting(nn.Module):
+    """Its activation is no module, and overwrites what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(conv(), nn.BatchNorm2d(8))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        found: Tensor = torch.relu_(self.inner(maps))
+        return found
+
+
 class Twice(nn.Module):
     """Calls a chain twice, or adds to what it is given."""
 
@@ -92,8 +111,9 @@ class Twice(nn.Module):
         nn.Sequential(conv(), nn.GroupNorm(8, 8)),
         Twice(adds=False),
         Twice(adds=True),
+        Overwriting(),
     ],
-    ids=["strided", "depthwise", "other norm", "called twice", "added"],
+    ids=["strided", "depthwise", "other norm", "called twice", "added", "cannot be trained"],
 )
 def test_what_is_no_plain_layer_stays(middle: nn.Module) -> None:
     assert plain_layers(chain(middle), IMAGES[:1]) == {}

@@ -1,11 +1,10 @@
 """Plain layers: convolutions of a chain that may be taken out with their norm and activation.
 
 Such a layer gives maps of the shape that it is given, so what reads it can read its input instead.
-Which layers of a network are left to compute something else once they stand alone: the weights of
-what reads a layer take up what it computed, without its activation and as if maps were constant
-over a window. Fine-tuning does the rest. After Fu et al., DepthShrinker (ICML 2022), section 3,
-where activations go and the convolutions around them are merged into larger ones; here the kernels
-keep their size.
+The weights of what reads it take up what it computed, without its activation and as if maps were
+constant over a kernel's window; fine-tuning does the rest. After Fu et al., DepthShrinker (ICML
+2022), section 3, where activations go and the convolutions around them are merged into larger ones;
+here kernels keep their size.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from schemas.config import PruneConfig
 from schemas.network import Block, ChannelGroup
 from workers.errors import cause_of
 from workers.pruning.blocks import is_kept, put
-from workers.pruning.dependency import Member, Surgeon, evaluating, on_device_of
-from workers.pruning.trial import output_of, random_images, randomised, why_it_cannot_train
+from workers.pruning.dependency import Member, Surgeon, evaluating, first_tensor, on_device_of
+from workers.pruning.trial import output_of, random_images, randomised
 
 _log = logging.getLogger(__name__)
 
@@ -110,14 +109,14 @@ def handed_on(model: nn.Module, example_input: Tensor, layers: Collection[str]) 
     """
     surgeon = Surgeon(model, example_input)
     network = surgeon.model
-    norms = _in_chains(network)
+    chains = _in_chains(network)
     for name, layer in list(surgeon.layers()):
         if name not in layers:
             continue
         members = surgeon.members(name)
         if [member.name for member in members.producers] != [name] or members.norms:
             raise ValueError(f"{name!r} is no plain layer: its channels are not its own alone")
-        after = [network.get_submodule(module) for module in norms.get(name, ())[1:]]
+        after = [network.get_submodule(module) for module in chains.get(name, ())[1:]]
         norm = next((module for module in after if isinstance(module, _BatchNorm)), None)
         for member in members.consumers:
             _take_up(member, layer, norm)
@@ -131,7 +130,8 @@ def _in_chains(network: nn.Module) -> Parts:
     for prefix, chain in network.named_modules():
         if type(chain).forward is not nn.Sequential.forward:
             continue
-        steps = [(f"{prefix}.{name}".lstrip("."), step) for name, step in chain.named_children()]
+        # named_children() would leave out an activation that stands in several places.
+        steps = [(f"{prefix}.{name}".lstrip("."), step) for name, step in chain._modules.items()]
         for number, (name, step) in enumerate(steps):
             if not isinstance(step, nn.Conv2d) or step.groups != 1:
                 continue
@@ -185,14 +185,19 @@ def _can_go(dense: nn.Module, example_input: Tensor, parts: Mapping[str, Sequenc
                 group: (producers, _replaced(consumers, name, readers))
                 for group, (producers, consumers) in expected.items()
             }
-        return (
-            same_shape
-            and not why_it_cannot_train(copy.deepcopy(shorter), example_input)
-            and _dependencies(Surgeon(shorter, example_input)) == expected
-        )
+        _train_once(copy.deepcopy(shorter), example_input)
+        return same_shape and _dependencies(Surgeon(shorter, example_input)) == expected
     except Exception as error:  # whatever a network raises without one of its layers
         _log.info("the network does not run without %s: %s", ", ".join(parts), cause_of(error))
         return False
+
+
+def _train_once(network: nn.Module, example_input: Tensor) -> None:
+    """Raises what a training of the network would raise: activations that overwrite what they are
+    given do where two follow each other."""
+    images = on_device_of(network, random_images(example_input)[:1].repeat(2, 1, 1, 1))
+    with torch.enable_grad():
+        first_tensor(network.train()(images)).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _dependencies(surgeon: Surgeon) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
