@@ -234,8 +234,8 @@ class PruneConfig(Section):
         default=0.1,
         gt=0.0,
         le=1.0,
-        description="Least share of a group's channels that is kept. A whole block "
-        "may still be taken out.",
+        description="Least share of a group's channels that is kept. A whole block may still be "
+        "taken out.",
     )
     tasks_per_round: int = Field(
         default=3, ge=1, description="So many of the slowest tasks are proposed from in a round."

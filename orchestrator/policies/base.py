@@ -53,7 +53,7 @@ class View:
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Residual blocks that the current network has and that may be taken out."""
+        """Blocks that the current network has and that may be taken out."""
         if "blocks" in self.config.without:
             return ()
         return self.prepared.blocks_in(self.search.current.structure)

@@ -219,13 +219,19 @@ def test_without_retuning_such_a_candidate_is_refused(
     assert "no program of" in screen(worker).refused
 
 
-def screen_by_search(worker: TuningWorker, by: ScreeningKind) -> Tuned:
+def screened_by_search(worker: TuningWorker, by: ScreeningKind) -> Screened:
     """Cut the last stage's channels, which go through a pooling that has no torch module."""
     work = screen_work("layer2.0.conv2", 16, 8)
     work = work.model_copy(update={"by": by, "trials_per_task": TRIALS})
     (found,) = worker._screener.screen([work])
-    assert not found.refused and found.tuned is not None
-    return found.tuned
+    assert not found.refused
+    return found
+
+
+def screen_by_search(worker: TuningWorker, by: ScreeningKind) -> Tuned:
+    tuned = screened_by_search(worker, by).tuned
+    assert tuned is not None
+    return tuned
 
 
 def test_a_search_instead_of_transplants_is_one_of_all_changed_tasks(
@@ -250,3 +256,24 @@ def test_a_search_of_all_tasks_repeats_what_other_runs_have_searched(
     counts = searched(table, before)
     convolutions = [task.task_id for task in tuned.table.tasks if task.kind != "other"]
     assert all(counts[task_id] >= TRIALS for task_id in convolutions), "more where it pays"
+
+
+def test_an_interrupted_search_of_all_tasks_still_compares_with_the_programs_of_before(
+    worker: TuningWorker, table: Table
+) -> None:
+    """Tasks that did not change are the parent's, too: what the search found is no program of
+    the parent's when the work is taken up again."""
+    before = known(table)
+    dense = {program.task_id for program in table.all_programs()}
+    first = screened_by_search(worker, "search_all")
+    for program in table.all_programs():
+        if program.program_id in before or program.task_id not in dense or not program.measurement:
+            continue
+        fast = tuple(ms / 10.0 for ms in program.measurement.run_ms)
+        measurement = program.measurement.model_copy(update={"run_ms": fast})
+        table._programs[(program.program_id, program.device_model)] = program.model_copy(
+            update={"measurement": measurement}
+        )
+    again = screened_by_search(worker, "search_all")
+    assert again.parent_ms == first.parent_ms
+    assert again.candidate_ms < first.candidate_ms
