@@ -28,11 +28,31 @@ from workers.whole_files import copy_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig()
+DENSE = Structure()
 WIDTHS = {"conv1": 12, "layer2.0.conv1": 20, "layer3.0.conv2": 40}
 CLASSES = tuple(f"digit {i}" for i in range(10))
 LIBRARY = {"file": "model.so", "threads": 2}
 PREPROCESSING = Preprocessing(32, 1, 32, 16.0, (0.3,), (0.4,))
 IMAGES = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def export(
+    network: nn.Module,
+    folder: Path,
+    config: ModelConfig,
+    structure: Structure = DENSE,
+    batch_size: int = 1,
+) -> TorchExports:
+    return write_torch_exports(
+        folder,
+        network,
+        structure=structure,
+        config=config,
+        class_names=CLASSES,
+        preprocessing=PREPROCESSING,
+        batch_size=batch_size,
+        library=LIBRARY,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +61,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module,
     dense = build_model(CONFIG, 10, 1, seed=3)
     network = prune_to(dense, IMAGES, channel_groups(dense, IMAGES), WIDTHS)
     network(IMAGES)  # moves the batch norms' statistics
-    exports = write_torch_exports(
-        folder,
-        network,
-        structure=Structure(widths=WIDTHS),
-        config=CONFIG,
-        class_names=CLASSES,
-        preprocessing=PREPROCESSING,
-        batch_size=2,
-        library=LIBRARY,
-    )
+    exports = export(network, folder, CONFIG, Structure(widths=WIDTHS), batch_size=2)
     return folder, network.eval(), exports
 
 
@@ -98,16 +109,7 @@ def test_what_onnx_cannot_say_is_left_out_and_told_in_one_line(
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"of an earlier network")
     network = build_model(config, 10, 1)
-    exports = write_torch_exports(
-        folder,
-        network,
-        structure=Structure(),
-        config=config,
-        class_names=CLASSES,
-        preprocessing=PREPROCESSING,
-        batch_size=1,
-        library=LIBRARY,
-    )
+    exports = export(network, folder, config)
     assert exports.onnx is None
     assert exports.note.startswith("no ONNX file: my_pooling:pooled does not export to ONNX (")
     assert "aten.adaptive_max_pool2d" in exports.note
@@ -128,16 +130,7 @@ def test_an_onnx_network_that_computes_something_else_is_left_out(
     other = build_model(CONFIG, 10, 1, seed=1).eval()
     wrong = torch_exports._onnx_bytes(torch.export.export(other, (IMAGES[:1],)))
     monkeypatch.setattr(torch_exports, "_onnx_bytes", lambda _: wrong)
-    exports = write_torch_exports(
-        tmp_path,
-        network,
-        structure=Structure(),
-        config=CONFIG,
-        class_names=CLASSES,
-        preprocessing=PREPROCESSING,
-        batch_size=1,
-        library=LIBRARY,
-    )
+    exports = export(network, tmp_path, CONFIG)
     assert exports.onnx is None and "computes something else" in exports.note
     assert not (tmp_path / "model.onnx").exists()
 
