@@ -70,8 +70,9 @@ def compare(
     """Run what is not done yet, measure all final networks; the tables, one for each target.
 
     Rows of other methods that ended before stay in the tables. Another method than ours that cannot
-    run has no row and is named with the reason. Writes ``comparison.json``, ``.csv``, ``.txt`` and
-    ``.html`` into ``folder``. Given again, it goes on where it was.
+    run, or whose final library fails, has no row and is named with the reason. Writes
+    ``comparison.json``, ``.csv``, ``.txt`` and ``.html`` into ``folder``. Given again, it goes on
+    where it was.
 
     Raises:
         ComparisonStopped: a run failed or was stopped, or no device answered at the end.
@@ -109,7 +110,9 @@ def compare(
     tables = []
     for target in base.targets:
         finals = _finals(records, folder, target, base, report)
-        table = table_of(records, target.name, finals, is_quick=is_quick, not_run=not_run)
+        failed = finals.failed if finals is not None else {}
+        ran = {method: record for method, record in records.items() if method not in failed}
+        table = table_of(ran, target.name, finals, is_quick=is_quick, not_run=not_run | failed)
         tables.append(table)
     write(tables, folder)
     return tables

@@ -12,21 +12,26 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pydantic import Field
+
 from device_agents.host_cores import lock_dir
 from orchestrator.compare.methods import DENSE, OURS
 from schemas.base import Schema, content_key
 from schemas.config import MeasureConfig
 from schemas.table import Comparison
 from schemas.target import TargetConfig
+from workers.measuring.gauge import Gauge, ProgramFailed
 from workers.measuring.occasions import OCCASIONS, ratios_of, together
 
 
 class Finals(Schema):
-    """Comparisons by method; ``key`` names the libraries that were measured."""
+    """Comparisons by method; ``key`` names the libraries that were measured. ``failed``: methods
+    whose library does not run, with the reason; they have no comparisons."""
 
     key: str
     beside_dense: dict[str, tuple[Comparison, ...]]
     beside_ours: dict[str, tuple[Comparison, ...]]
+    failed: dict[str, str] = Field(default_factory=dict)
 
     def over_dense(self, method: str) -> tuple[float, ...]:
         """Dense / the method's latency, comparison by comparison."""
@@ -51,40 +56,60 @@ def measure_finals(
     kept: Finals | None,
     report: Callable[[str], None],
 ) -> Finals:
-    """Measure the libraries of all methods, the dense one's among them; ``kept`` if it is of these.
+    """Measure the libraries of all methods, the dense one's among them; ``kept`` if it is of these
+    and none of them failed.
 
     Raises ``DeviceLost``, ``NoDevice`` or ``TrackerUnreachable`` where no device answers,
-    ``ProgramFailed`` where a library does not run, ``UserError`` for a target that is out of reach.
+    ``ProgramFailed`` where the dense library or ours does not run, ``UserError`` for a target that
+    is out of reach.
     """
     key = content_key({method: _digest(path) for method, path in sorted(libraries.items())})
-    if kept is not None and kept.key == key:
+    if kept is not None and kept.key == key and not kept.failed:
         return kept
     from workers.measuring.setup import open_device
 
     plain = target.model_copy(update={"recording": None})
     with tempfile.TemporaryDirectory(prefix="cprune-finals-") as folder:
-        scratch = Path(folder)
-        device = open_device(plain, measure, lock_dir(), scratch)
+        device = open_device(plain, measure, lock_dir(), Path(folder))
         try:
-            beside: dict[str, dict[str, tuple[Comparison, ...]]] = {DENSE: {}, OURS: {}}
-            for occasion in range(OCCASIONS):
-                report(f"measuring all, {occasion + 1} of {OCCASIONS} times")
-                for reference, found in beside.items():
-                    if reference not in libraries:
-                        continue
-                    for method, path in libraries.items():
-                        if method in (DENSE, reference):
-                            continue
-                        comparison = device.gauge.compare(
-                            f"finals:{reference}:{method}:{occasion}",
-                            libraries[reference],
-                            path,
-                            input_shape,
-                        )
-                        found[method] = (*found.get(method, ()), comparison)
+            return compare_all(device.gauge, key, libraries, input_shape, report)
         finally:
             device.close()
-    return Finals(key=key, beside_dense=beside[DENSE], beside_ours=beside[OURS])
+
+
+def compare_all(
+    gauge: Gauge,
+    key: str,
+    libraries: Mapping[str, Path],
+    input_shape: tuple[int, ...],
+    report: Callable[[str], None],
+) -> Finals:
+    """Each method beside the dense network and beside ours, occasion by occasion. One whose library
+    fails is compared no further: hours of the others' searches do not hang on it."""
+    beside: dict[str, dict[str, tuple[Comparison, ...]]] = {DENSE: {}, OURS: {}}
+    failed: dict[str, str] = {}
+    for occasion in range(OCCASIONS):
+        report(f"measuring all, {occasion + 1} of {OCCASIONS} times")
+        for reference, found in beside.items():
+            if reference not in libraries:
+                continue
+            for method, path in libraries.items():
+                if method in (DENSE, reference, *failed):
+                    continue
+                question = f"finals:{reference}:{method}:{occasion}"
+                try:
+                    comparison = gauge.compare(question, libraries[reference], path, input_shape)
+                except ProgramFailed as error:
+                    if method == OURS:
+                        raise
+                    failed[method] = f"its final library failed on the device: {error}"
+                    continue
+                found[method] = (*found.get(method, ()), comparison)
+    dense, ours = (
+        {method: comparisons for method, comparisons in found.items() if method not in failed}
+        for found in beside.values()
+    )
+    return Finals(key=key, beside_dense=dense, beside_ours=ours, failed=failed)
 
 
 def _digest(path: Path) -> str:

@@ -12,10 +12,9 @@ from typing import Any
 import driver_world
 import fake_world
 import pytest
-from compare_world import World, base, quiet
+from compare_world import World, base
 from driver_world import refuse
 
-from device_agents.session import NoDevice
 from orchestrator import driver
 from orchestrator.compare import comparison
 from orchestrator.compare.comparison import ComparisonStopped, compare
@@ -26,14 +25,12 @@ from orchestrator.compare.rows import table_of
 from orchestrator.compare.searched import at_time, cuts_of, search_s
 from orchestrator.policies.candidates import candidate_of
 from orchestrator.policies.retry import Failure
-from orchestrator.summary import exported_of
 from schemas.comparison import AtOurTime, MethodRow, MethodTable
 from schemas.config import RunConfig
 from schemas.network import Structure
 from schemas.record import RunRecord
 from schemas.table import Comparison
 from schemas.work import (
-    Exported,
     FineTuned,
     FineTuneWork,
     PrepareWork,
@@ -438,25 +435,6 @@ def test_a_method_that_is_interrupted_leaves_as_an_interrupted_run_does(
     with pytest.raises(ComparisonStopped, match="is cancelled") as stop:
         world.go((OURS,))
     assert stop.value.exit_code == 130
-
-
-def test_a_device_that_is_gone_at_the_end_stops_it_with_the_reason(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*_: object) -> None:
-        raise NoDevice("no device of key local is free")
-
-    monkeypatch.setattr(comparison, "measure_finals", gone)
-    monkeypatch.setattr(comparison, "exported_of", with_library)
-    config = base(targets=[{"name": "host"}])
-    with pytest.raises(ComparisonStopped, match="could not be measured on host: no device of"):
-        compare(config, world.folder, (OURS,), is_quick=False, original_candidates=3, report=quiet)
-
-
-def with_library(record: RunRecord, target: str) -> Exported | None:
-    exported = exported_of(record, target)
-    artifacts = {"library": "export/model.so"}
-    return exported and exported.model_copy(update={"artifacts": artifacts})
 
 
 def test_ablations_are_ours_with_parts_left_out(world: World) -> None:
