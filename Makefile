@@ -22,7 +22,7 @@ test: $(STAMP)
 # What measures on a device or stops and freezes devices has the machine to itself; the rest needs
 # no quiet machine, and runs two at a time, the longest first.
 BY_THEMSELVES := tests/contract tests/drills tests/integration
-LONGEST := tests/whole_runs
+LONGEST := tests/training tests/whole_runs
 BESIDE := $(LONGEST) $(filter-out $(LONGEST) $(BY_THEMSELVES) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 test-all: $(STAMP)
 	$(PYTHON) -m pytest $(BY_THEMSELVES) $(ARGS)
