@@ -7,16 +7,26 @@ Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli_compare import compare
+from orchestrator.cli_parts import (
+    ConfigPath,
+    RunFolder,
+    Settings,
+    check_start,
+    fail,
+    load,
+    read,
+    relative,
+)
 from orchestrator.console import print_checks, print_table
 
 if TYPE_CHECKING:
@@ -30,15 +40,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,7 +76,7 @@ def plan(config_path: ConfigPath, settings: Settings = None) -> None:
     """Say what a run would do and roughly how long it takes; write nothing."""
     from orchestrator import plan as planning
 
-    config = _load(config_path, settings)
+    config = load(config_path, settings)
     made = planning.make_plan(config)
     folder = planning.run_folder(config)
     typer.echo(f"{config.run}: {config.model.name} on {config.data.title}, seed {config.seed}")
@@ -99,20 +100,20 @@ def run(config_path: ConfigPath, settings: Settings = None) -> None:
     """Run, or go on with a run that was interrupted."""
     from orchestrator import plan as planning
 
-    config = _load(config_path, settings)
+    config = load(config_path, settings)
     folder = planning.run_folder(config)
     again = _command("run", config_path, settings)
     from orchestrator import driver
     from orchestrator.progress import TrainingBars
 
     if not driver.has_ended(config, folder):
-        _check_start(config)
-    typer.echo(f"{config.run}: results go to {_relative(folder)}")
+        check_start(config)
+    typer.echo(f"{config.run}: results go to {relative(folder)}")
     try:
         with TrainingBars(folder, time.time()) as bars:
             record: RunRecord = driver.run(config, folder, report=bars.print_line, tick=bars.update)
     except KeyboardInterrupt:
-        _fail(f"interrupted; '{again}' goes on where it was.", 130)
+        fail(f"interrupted; '{again}' goes on where it was.", 130)
     _results(record)
     written = _write_report(record, folder)
     _next_commands(record, again, folder)
@@ -129,7 +130,7 @@ def status(run_dir: RunFolder) -> None:
     from orchestrator.progress import trainings_in_flight
     from orchestrator.run_folder import is_locked
 
-    record = _read(run_dir)
+    record = read(run_dir)
     seconds = f"{record.wall_s:.0f} s, started {record.started}x"
     state: str = record.state
     if state == "running" and not is_locked(run_dir):
@@ -182,8 +183,8 @@ def report(
         typer.echo(json.dumps(summary_schema(), indent=2))
         return
     if run_dir is None:
-        _fail("name the run folder, for example: cprune report runs/quickstart.", 2)
-    record = _read(run_dir)
+        fail("name the run folder, for example: cprune report runs/quickstart.", 2)
+    record = read(run_dir)
     if as_json:
         from orchestrator.report import summary_text
         from orchestrator.summary import summarise
@@ -205,7 +206,7 @@ def export(
     from orchestrator.summary import has_gone_on
     from orchestrator.wording import count
 
-    record = _read(run_dir)
+    record = read(run_dir)
     copied = copy_artefacts(record, run_dir, dest)
     typer.echo(f"{count(len(copied), 'file')} in {dest}:")
     for path in copied:
@@ -215,84 +216,34 @@ def export(
     typer.echo(f'\nin Python: orchestrator.load_pruned("{dest}")')
 
 
-@app.command()
-def compare(
-    config_path: ConfigPath,
-    settings: Settings = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help="Of the baselines (or ablations) only this one; may be repeated. The rows of "
-            "docs/comparing.md.",
-        ),
-    ] = None,
-    ablations: Annotated[
-        bool, typer.Option("--ablations", help="Ours with parts left out, instead of baselines.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer epochs, rounds and trials; proves little.")
-    ] = False,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="70 trials for each task, as the paper's code.")
-    ] = False,
-    original_candidates: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="End the original algorithm after N candidates; 0: at its own end. "
-            "With --quick after 3 at most.",
-        ),
-    ] = 20,
-) -> None:
-    """Compare pruning methods on one network and device, or go on with a comparison."""
-    from orchestrator.compare import methods as known
-    from orchestrator.compare.comparison import compare as compare_methods
-    from orchestrator.compare.page import console_table, headline, remarks
-    from orchestrator.plan import run_folder
+app.command()(compare)
 
-    if quick and paper:
-        _fail("--quick and --paper exclude each other; give one of them.", 2)
-    config = _load(config_path, settings)
-    if config.prune.latency_target_ms is not None:
-        _fail(
-            "prune.latency_target_ms: a comparison pushes every method to the accuracy floor; "
-            "leave it out, or look for one network with 'cprune run'.",
-            2,
-        )
-    if paper:
-        config = known.with_trials(config, known.PAPER_TRIALS)
-    if quick:
-        config = known.quick(config)
-        original_candidates = min(original_candidates or 3, 3)
-    forms = {"ablations": ablations, "quick": quick, "paper": paper}
-    name = "-".join([config.run, *(form for form, is_asked in forms.items() if is_asked)])
-    config = config.model_copy(update={"run": name})
-    _check_start(config)
-    offered = (known.OURS, *known.BASELINES, *known.ABLATIONS)
-    for name in method or ():
-        if name not in offered:
-            _fail(f"--method {name}: choose from {', '.join(offered)}.", 2)
-    asked = method or (known.ABLATIONS if ablations else known.BASELINES)
-    chosen = [name for name in offered if name == known.OURS or name in asked]
-    folder = run_folder(config)
-    typer.echo(f"{config.run}: results go to {_relative(folder)}")
-    tables = compare_methods(
-        config,
-        folder,
-        chosen,
-        is_quick=quick,
-        original_candidates=original_candidates,
-        report=typer.echo,
-    )
-    for found in tables:
-        typer.echo(f"\n{found.target}: {headline(found)}")
-        print_table(*console_table(found))
-        for remark in remarks(found):
-            typer.echo(remark)
-    typer.echo(f"page: {_relative(folder / 'comparison.html')}")
+
+@app.command()
+def devices(config_path: ConfigPath, settings: Settings = None) -> None:
+    """Say which devices a configuration's targets have, and how many of them are free."""
+    from orchestrator.devices import HEADINGS, look
+
+    found = look(load(config_path, settings).targets)
+    print_table(HEADINGS, [list(row) for row in found.rows])
+    for problem in found.problems:
+        typer.echo(f"cprune: {problem}", err=True)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(
+    run_dir: RunFolder,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for the work in flight: it is lost.")
+    ] = False,
+) -> None:
+    """Stop a run from another terminal, as Ctrl-C does in its own; what it has done is kept."""
+    from orchestrator.cancel import ask_to_stop
+
+    typer.echo(ask_to_stop(run_dir, now=now))
+    typer.echo(f"next: cprune status {shlex.quote(relative(run_dir))}")
 
 
 @app.command()
@@ -334,46 +285,6 @@ def clean(
 # --------------------------------------------------------------------------------- helpers
 
 
-def _load(path: Path, settings: Sequence[str] | None) -> RunConfig:
-    """The configuration; modules beside it become importable, in Ray's workers too."""
-    from orchestrator.configuration import load_config
-
-    config = load_config(path, settings or ())
-    folders = [str(path.resolve().parent), os.getcwd()]
-    for folder in folders:
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    known = [*folders, *(item for item in inherited if item)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(known))
-    return config
-
-
-def _check_start(config: RunConfig) -> None:
-    """Leave with the first thing that would stop a run at once."""
-    from orchestrator.plan_checks import start_checks
-
-    for check in start_checks(config):
-        if check.level == "fail":
-            message = f"{check.name}: {check.found}; {check.cure}."
-            _fail(message, 2 if check.wrong_input else 1)
-
-
-def _read(run_dir: Path) -> RunRecord:
-    if not run_dir.is_dir():
-        _fail(f"{run_dir}: there is no such run folder; 'cprune run CONFIG' makes one.", 2)
-    from orchestrator.run_folder import what_to_name
-    from orchestrator.store.reader import Unreadable, read_run
-
-    try:
-        record: RunRecord = read_run(run_dir)
-    except Unreadable as error:
-        _fail(f"{error}.", 2)
-    except FileNotFoundError as error:
-        _fail(f"{error}; {what_to_name(run_dir)}.", 2)
-    return record
-
-
 def _write_report(record: RunRecord, folder: Path) -> bool:
     """Write the page and say where it is, or why it could not be written; whether it was."""
     from orchestrator.report import write_report
@@ -387,7 +298,7 @@ def _write_report(record: RunRecord, folder: Path) -> bool:
             err=True,
         )
         return False
-    typer.echo(f"report: {_relative(page)}")
+    typer.echo(f"report: {relative(page)}")
     return True
 
 
@@ -407,7 +318,7 @@ def _results(record: RunRecord) -> None:
 
 
 def _next_commands(record: RunRecord, again: str, folder: Path) -> None:
-    where = shlex.quote(_relative(folder))
+    where = shlex.quote(relative(folder))
     if record.state == "done":
         typer.echo(f"next: cprune report {where} --json    cprune export {where} DEST")
     elif record.state == "failed":
@@ -429,20 +340,6 @@ def _floor(config: RunConfig) -> str:
         return f"{config.prune.accuracy_floor:.2%} of the validation images"
     points = 100 * (config.prune.max_accuracy_drop or 0.0)
     return f"at most {points:.2f} points of validation accuracy below the dense network"
-
-
-def _relative(path: Path) -> str:
-    """The path from the current folder where it lies below it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    """Print one line to standard error and leave with ``code``; never returns."""
-    typer.echo(f"cprune: {message}", err=True)
-    raise typer.Exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,14 +39,20 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def is_locked(run_dir: Path) -> bool:
     """Whether a process works on this run now."""
+    return holder_of(run_dir) is not None
+
+
+def holder_of(run_dir: Path) -> int | None:
+    """The process that works on this run now; 0 where it has not written its number yet."""
     try:
         with (run_dir / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read().strip() or 0)
     except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        pass
+    return None
 
 
 class EventFile:

@@ -109,6 +109,7 @@ def test_links_in_the_documents_exist() -> None:
 
 GOLDEN = {
     "": ["--debug", "--version"],
+    "cancel": ["--now", "RUN_DIR"],
     "clean": ["--records", "--yes"],
     "compare": [
         "--ablations",
@@ -119,6 +120,7 @@ GOLDEN = {
         "--set",
         "CONFIG",
     ],
+    "devices": ["--set", "CONFIG"],
     "doctor": [],
     "export": ["DEST", "RUN_DIR"],
     "plan": ["--set", "CONFIG"],
