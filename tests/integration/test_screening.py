@@ -64,7 +64,7 @@ def test_a_task_whose_transplant_gains_less_than_half_of_what_it_should_is_searc
     worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """Half of its channels are gone: 0.75 of the time would be half of the gain."""
-    monkeypatch.setattr(screening, "_share_of_origin", lambda programs, origins: share)
+    monkeypatch.setattr(screening, "share_of_origin", lambda programs, origins: share)
     before = known(table)
     found = screen(worker)
     assert not found.refused
@@ -155,7 +155,7 @@ def test_searches_for_several_candidates_take_turns_and_share_waves(
 def test_screenings_that_are_killed_together_go_on_where_they_were(
     worker: TuningWorker, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screening, "_share_of_origin", lambda programs, origins: 0.9)
+    monkeypatch.setattr(screening, "share_of_origin", lambda programs, origins: 0.9)
     before, dense = known(table), dict(table._programs)
     whole = worker._screener.screen(works(12, 8))
     counts, moved = searched(table, before), transplants(table, before)

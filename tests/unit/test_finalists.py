@@ -7,7 +7,7 @@ import pytest
 
 from schemas.table import Program
 from workers.tuning.finalists import finalists, inside_latencies, line_ups
-from workers.tuning.stored import fastest
+from workers.tuning.stored import fastest, share_of_origin
 
 THREADS = '[[["Parallel",["l0"],[],[]]],[]]'
 ONE_CORE = "[[],[]]"
@@ -93,3 +93,22 @@ def test_the_program_is_the_fastest_inside_unless_a_faster_one_was_found_since()
     since = [*watched, program("d", 0.9)]
     assert fastest(since) == since[-1]
     assert fastest([program("x", None)]) is None
+
+
+def test_programs_that_were_searched_are_compared_as_they_are_by_themselves() -> None:
+    """The origin was chosen inside the network, where it is faster than it is alone."""
+    origins = [program("chosen", 1.2, inside_ms=1.0), program("alone", 1.0, inside_ms=1.1)]
+    assert fastest(origins) == origins[0]
+    assert share_of_origin([program("new", 0.5)], origins) == 0.5
+    assert share_of_origin(origins, origins) == 1.0, "a task that did not change"
+
+
+def test_a_transplant_is_compared_with_what_it_was_measured_beside() -> None:
+    origins = [program("a", 1.0), program("b", 1.5)]
+    slow_spell = program("moved", 1.8).model_copy(update={"parent": "b", "beside_ms": 3.0})
+    assert share_of_origin([slow_spell], origins) == pytest.approx(0.6 * 1.5)
+
+
+def test_without_a_program_there_is_no_share() -> None:
+    assert share_of_origin([program("x", None)], [program("a", 1.0)]) == 0.0
+    assert share_of_origin([program("a", 1.0)], []) == 0.0

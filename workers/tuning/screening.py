@@ -26,7 +26,7 @@ from workers.measuring.gauge import Gauge
 from workers.tuning.bundle import Bundle, Bundles
 from workers.tuning.call_sites import counterparts
 from workers.tuning.finalists import THREADS_MATTER_MS
-from workers.tuning.stored import fastest, representatives, task_latency
+from workers.tuning.stored import fastest, representatives, share_of_origin, task_latency
 from workers.tuning.trials import Alongside, Counts, Trial, Trials, trial_of
 from workers.tuning.tuner import Tuner
 
@@ -216,7 +216,7 @@ class Screener:
         for task_id, parent_id in one.moved.items():
             # Whatever else is stored: the verdict stays when the work is taken up again.
             given = [p for p in own[task_id] if p.batch in keys or p.is_shared]
-            share = _share_of_origin(given, one.parents[parent_id])
+            share = share_of_origin(given, one.parents[parent_id])
             before = one.parent.workloads[parent_id].task.macs
             most = (
                 (1.0 + one.bundle.workloads[task_id].task.macs / before) / 2.0
@@ -288,7 +288,7 @@ class Screener:
             )
         estimates = {  # of a task that did not change, its cost as it was
             task_id: costs[origins[task_id]]
-            * _share_of_origin(found[task_id], parents[origins[task_id]])
+            * share_of_origin(found[task_id], parents[origins[task_id]])
             for task_id in bundle.task_ids
         }
         candidate_ms = sum(
@@ -324,18 +324,3 @@ def _without(parents: dict[str, list[Program]], key: str) -> dict[str, list[Prog
         task_id: [program for program in programs if program.batch.split("/")[0] != key]
         for task_id, programs in parents.items()
     }
-
-
-def _share_of_origin(programs: list[Program], origins: list[Program]) -> float:
-    """Latency of a task's fastest program over that of the task it comes from.
-
-    A transplant was measured beside the program it was taken from, which need not be the fastest
-    one of its task. 0 where either task has no program: then the candidate is refused.
-    """
-    best, before = fastest(programs), fastest(origins)
-    if best is None or before is None:
-        return 0.0
-    taken = next((p for p in origins if p.program_id == best.parent), None)
-    if best.beside_ms is None or taken is None:
-        return best.latency_ms / before.latency_ms
-    return best.latency_ms / best.beside_ms * taken.latency_ms / before.latency_ms

@@ -53,6 +53,28 @@ def representatives(programs: list[Program]) -> list[Program]:
     return list(found.values())
 
 
+def share_of_origin(programs: list[Program], origins: list[Program]) -> float:
+    """Latency of a task's fastest program over that of the task it comes from.
+
+    A transplant was measured beside the program it was taken from, which need not be the fastest
+    one of its task. Others were measured by themselves, so that the fastest ones by themselves are
+    compared: one that was chosen inside the network may be slower alone. 0 where either task has no
+    program: then the candidate is refused.
+    """
+    best, before = fastest(programs), fastest(origins)
+    if best is None or before is None:
+        return 0.0
+    taken = next((p for p in origins if p.program_id == best.parent), None)
+    if best.beside_ms is None or taken is None:
+        return _least_ms(programs) / _least_ms(origins)
+    return best.latency_ms / best.beside_ms * taken.latency_ms / before.latency_ms
+
+
+def _least_ms(programs: list[Program]) -> float:
+    """Of those that ran, the least latency by itself."""
+    return min(program.latency_ms for program in programs if program.measurement is not None)
+
+
 def task_latency(task_id: str, programs: list[Program]) -> TaskLatency:
     """The entry of one task; its latency is 0 only when no program ran."""
     best = fastest(programs)
