@@ -54,9 +54,14 @@ def look(targets: Sequence[TargetConfig], ask: Ask = tracker_summary) -> Devices
             )
         )
         if not places:
-            there = ", ".join(summary.keys()) or "no devices at all"
-            problems.append(
-                f"target {target.name}: the tracker at {host}:{port} has no device of the key "
-                f"{target.key!r}; there are: {there}"
-            )
+            problems.append(f"target {target.name}: {none_of(target, summary)}")
     return Devices(tuple(rows), tuple(problems))
+
+
+def none_of(target: TargetConfig, summary: TrackerSummary) -> str:
+    """That the target's tracker has no device of its key, and which keys it has."""
+    there = ", ".join(summary.keys()) or "no devices at all"
+    return (
+        f"the tracker at {target.tracker_host}:{target.tracker_port} has no device of the key "
+        f"{target.key!r}; there are: {there}"
+    )

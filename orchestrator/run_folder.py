@@ -44,14 +44,14 @@ def is_locked(run_dir: Path) -> bool:
 
 def holder_of(run_dir: Path) -> int | None:
     """The process that works on this run now; 0 where it has not written its number yet."""
-    try:
-        with (run_dir / LOCK).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read().strip() or 0)
-    except FileNotFoundError:
-        pass
+    path = run_dir / LOCK
+    if not path.exists():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(file.read().strip() or 0)
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator import doctor
+from orchestrator.devices import none_of
 from orchestrator.doctor import Check, wrong
 from orchestrator.wording import count
 from workers.compiling.linking import NoLinker, check_linker, foreign_triple
@@ -113,12 +114,11 @@ def _tracker_check(name: str, target: TargetConfig) -> Check:
         cure = "start it, or correct tracker_host and tracker_port"
         return Check(name, "fail", str(error), cure)
     devices = summary.registered(target.key)
-    where = f"the tracker at {host}:{port}"
     if not devices:
-        there = ", ".join(summary.keys()) or "no devices at all"
-        found = f"{where} has no device of the key {target.key!r}; there are: {there}"
-        return Check(name, "fail", found, "register a device, or correct targets[].key")
-    return Check(name, "ok", f"{where} has {count(devices, 'device')} of the key {target.key!r}")
+        cure = "register a device, or correct targets[].key"
+        return Check(name, "fail", none_of(target, summary), cure)
+    found = f"the tracker at {host}:{port} has {count(devices, 'device')} of the key {target.key!r}"
+    return Check(name, "ok", found)
 
 
 def _local_check(name: str, target: TargetConfig) -> Check:
